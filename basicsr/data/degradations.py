@@ -1,0 +1,65 @@
+"""Noise on batches of pictures, each sample with its own strength (Real-ESRGAN, Wang et al. 2021, section 3.2).
+
+Every draw comes from `rng`, a generator on the pictures' device; nothing waits for that device.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LUMA_WEIGHTS = (0.2989, 0.587, 0.114)  # grey = these times R, G, B (ITU-R BT.601)
+
+
+def uniform_per_sample(like: Tensor, interval: Sequence[float], rng: torch.Generator) -> Tensor:
+    """(B, 1, 1, 1): one number for each sample of `like` (B, ...), uniform in [interval[0], interval[1])."""
+    low, high = interval
+    return low + (high - low) * torch.rand(len(like), 1, 1, 1, dtype=like.dtype, device=like.device, generator=rng)
+
+
+def add_gaussian_noise(img_01: Tensor, sigma_range: Sequence[float], gray_prob: float, rng: torch.Generator) -> Tensor:
+    """(B, 3, H, W) in [0, 1] => the same with white Gaussian noise, clamped to [0, 1].
+
+    Args:
+        sigma_range: of the standard deviation, in grey levels of 255.
+        gray_prob: probability that a sample's noise is equal in its three channels.
+    """
+    sigma = uniform_per_sample(img_01, sigma_range, rng) / 255
+    gray = uniform_per_sample(img_01, (0, 1), rng) < gray_prob
+    noise = torch.randn(img_01.shape, dtype=img_01.dtype, device=img_01.device, generator=rng)
+    return (img_01 + sigma * torch.where(gray, noise[:, :1], noise)).clamp(0, 1)
+
+
+def add_poisson_noise(img_01: Tensor, scale_range: Sequence[float], gray_prob: float, rng: torch.Generator) -> Tensor:
+    """(B, 3, H, W) in [0, 1] => the same with shot noise, whose variance grows with brightness, clamped to [0, 1].
+
+    Args:
+        scale_range: of the factor on the noise; 1 is that of as many photons at white as `_photons_at_white` says.
+        gray_prob: probability that a sample's noise is that of its grey picture, equal in its three channels.
+    """
+    scale = uniform_per_sample(img_01, scale_range, rng)
+    gray = uniform_per_sample(img_01, (0, 1), rng) < gray_prob
+    red, green, blue = img_01.unbind(1)
+    luma = LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
+    noise = torch.where(gray, _shot_noise(luma[:, None], rng), _shot_noise(img_01, rng))
+    return (img_01 + scale * noise).clamp(0, 1)
+
+
+def _shot_noise(img_01: Tensor, rng: torch.Generator) -> Tensor:
+    """Poisson counts of the picture in 8 bits, less their mean, in units of white: (B, C, H, W)."""
+    levels = (img_01.clamp(0, 1) * 255).round()
+    photons = _photons_at_white(levels)
+    mean = levels / 255
+    return torch.poisson(mean * photons, generator=rng) / photons - mean
+
+
+def _photons_at_white(levels: Tensor) -> Tensor:
+    """(B, 1, 1, 1): for each sample, its number of distinct grey levels rounded up to a power of two."""
+    found = torch.zeros(len(levels), 256, dtype=torch.bool, device=levels.device)
+    found.scatter_(1, levels.flatten(1).long(), True)
+    return torch.exp2(found.sum(1).log2().ceil()).to(levels.dtype)[:, None, None, None]
+
+
+def round_to_8_bits(img_01: Tensor) -> Tensor:
+    """Any (…) => [0, 1] in steps of 1/255, as a picture file would hold it."""
+    return (img_01 * 255).round().clamp(0, 255) / 255

@@ -1,0 +1,75 @@
+"""Filtering of picture batches on any device."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
+    """Indices that extend an axis by `pad` at both ends by reflection about its end pixels, however small it is."""
+    if size == 1:
+        return torch.zeros(1 + 2 * pad, dtype=torch.long, device=device)
+    period = 2 * (size - 1)
+    index = torch.arange(-pad, size + pad, device=device) % period
+    return torch.minimum(index, period - index)
+
+
+def reflect_pad(img: Tensor, pad_y: int, pad_x: int) -> Tensor:
+    """(B, C, H, W) => (B, C, H + 2 pad_y, W + 2 pad_x). Unlike F.pad, the pad may be larger than the picture."""
+    height, width = img.shape[-2:]
+    if pad_y < height and pad_x < width:
+        return F.pad(img, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
+    return img.index_select(-2, _reflected(height, pad_y, img.device)).index_select(
+        -1, _reflected(width, pad_x, img.device)
+    )
+
+
+def filter2D(img: Tensor, kernel: Tensor) -> Tensor:  # noqa: N802  # OpenCV's and BasicSR's name
+    """Correlate pictures with a kernel, reflecting at the borders.
+
+    Args:
+        img: (B, C, H, W), any range.
+        kernel: (k_y, k_x) for all, or (B, k_y, k_x) with one for each picture; odd sides.
+
+    Raises:
+        ValueError: a side of the kernel is even, or there is not one kernel for each picture.
+    """
+    B, C, H, W = img.shape
+    k_y, k_x = kernel.shape[-2:]
+    if k_y % 2 == 0 or k_x % 2 == 0 or kernel.shape[:-2] not in ((), (B,)):
+        raise ValueError(f"filter2D: kernel {tuple(kernel.shape)} for pictures {tuple(img.shape)}")
+    planes = reflect_pad(img, k_y // 2, k_x // 2).reshape(1, B * C, H + k_y - 1, W + k_x - 1)
+    kernels = kernel.to(img).expand(B, k_y, k_x).repeat_interleave(C, dim=0)[:, None]
+    return F.conv2d(planes, kernels, groups=B * C).view(B, C, H, W)
+
+
+class USMSharp(nn.Module):
+    """Unsharp masking where the detail is strong enough to be no noise, with a soft border (Real-ESRGAN, section 3.5).
+
+    Args:
+        radius: of the Gaussian, pixels; its side is radius rounded up to an odd number.
+        sigma: of the Gaussian, pixels; 0 derives it from the side, as OpenCV's getGaussianKernel does.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, radius: int = 50, sigma: float = 0.0) -> None:
+        super().__init__()
+        side = radius + 1 - radius % 2
+        sigma = sigma or 0.3 * ((side - 1) / 2 - 1) + 0.8
+        x = torch.arange(side, dtype=torch.float64) - side // 2
+        kernel = torch.exp(-(x**2) / (2 * sigma**2))
+        self.register_buffer("kernel", (kernel / kernel.sum()).float(), persistent=False)
+
+    def _blurred(self, img: Tensor) -> Tensor:
+        return filter2D(filter2D(img, self.kernel[None, :]), self.kernel[:, None])
+
+    def forward(self, img_01: Tensor, weight: float = 0.5, threshold: float = 10.0) -> Tensor:
+        """(B, C, H, W) in [0, 1] => the same, sharpened.
+
+        weight: of the detail that is added; threshold: on the detail, in grey levels of 255.
+        """
+        detail = img_01 - self._blurred(img_01)
+        soft_mask = self._blurred((detail.abs() * 255 > threshold).to(img_01.dtype))
+        sharp = (img_01 + weight * detail).clamp(0, 1)
+        return torch.lerp(img_01, sharp, soft_mask)

@@ -1,0 +1,255 @@
+"""Read YAML configs: inheritance, merging, overrides, and a check of every key before anything heavy is built.
+
+A config ends up as plain dicts and lists. Where each key came from is kept beside it: an error can name the file.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from basicsr.utils.errors import UserError
+from ldm.util import check_arguments, closest, get_obj_from_str
+
+COMMAND_LINE = "command line"
+TOP_LEVEL = ("sf", "model", "degradation", "data", "test_data", "lightning", "base")
+LIGHTNING = ("trainer", "modelcheckpoint", "callbacks")
+PATH_KEYS = ("ckpt_path", "gt_path", "face_gt_path", "meta_info")
+
+KeyPath = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A merged config and where its keys came from."""
+
+    values: dict[str, Any]  # plain dicts, lists and scalars
+    sources: dict[KeyPath, str]  # key path -> YAML file or "command line"
+
+    def source(self, path: Sequence[str]) -> str:
+        """The file that set the key at `path`, or the nearest mapping above it."""
+        for end in range(len(path), 0, -1):
+            if tuple(path[:end]) in self.sources:
+                return self.sources[tuple(path[:end])]
+        return COMMAND_LINE
+
+    def get(self, dotted: str, default: Any = None) -> Any:
+        """The value at a path such as "data.params.batch_size", or `default` where it is absent or null."""
+        node: Any = self.values
+        for key in dotted.split("."):
+            if not isinstance(node, Mapping) or key not in node:
+                return default
+            node = node[key]
+        return default if node is None else node
+
+    def error(self, path: Sequence[str], message: str) -> UserError:
+        """An error that names the file and the key first."""
+        return UserError(f"{self.source(path)}: {'.'.join(path)}: {message}")
+
+    def to_yaml(self) -> str:
+        """The whole config as YAML."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.values))
+
+
+def load_config(
+    files: Sequence[str | Path], overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Merge YAML files left to right, then `key.path=value` words, then `flags` (dotted keys with parsed values).
+
+    Raises:
+        UserError: a file that is missing or is no YAML mapping, a circle of `base:`, a word that is no override.
+    """
+    layers = [layer for file in files for layer in _read_chain(Path(file), ())]
+    layers += [(COMMAND_LINE, _parse_override(word)) for word in overrides]
+    for dotted, value in (flags or {}).items():
+        layers.append((COMMAND_LINE, OmegaConf.create({})))
+        OmegaConf.update(layers[-1][1], dotted, value, force_add=True)
+    merged: Any = OmegaConf.create({})
+    sources: dict[KeyPath, str] = {}
+    for source, layer in layers:
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{source}: {_first_line(error)}") from error
+        for path in _paths(OmegaConf.to_container(layer, resolve=False), ()):
+            sources[path] = source
+    try:
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {_first_line(error)}") from error
+    assert isinstance(values, dict)
+    return Config(values, sources)  # type: ignore[arg-type]
+
+
+def check_config(config: Config, *, trainer: Callable, modelcheckpoint: Callable) -> None:
+    """Check names and plain types of all keys; import every target, build none.
+
+    `trainer` and `modelcheckpoint` are the classes whose signatures `lightning.trainer` and
+    `lightning.modelcheckpoint.params` must fit.
+
+    Raises:
+        UserError: with the file, the key's path and the nearest valid name.
+    """
+    values = config.values
+    for key in values:
+        if key not in TOP_LEVEL:
+            raise UserError(f"{config.source((key,))}: unknown top-level key {key!r}{closest(key, TOP_LEVEL)}")
+    for key in ("model", "data"):
+        if "target" not in (_mapping(config, (key,)) or {}):
+            raise UserError(f"the config has no `{key}:` with a `target:`: give a whole config to --base first")
+    lightning = _mapping(config, ("lightning",)) or {}
+    for key in lightning:
+        if key not in LIGHTNING:
+            raise config.error(("lightning", key), f"unknown key{closest(key, LIGHTNING)}")
+    _check_block(config, ("lightning", "trainer"), trainer, "Trainer")
+    _check_block(config, ("lightning", "modelcheckpoint", "params"), modelcheckpoint, "ModelCheckpoint")
+    for name in _mapping(config, ("lightning", "callbacks")) or {}:
+        if "target" not in (_mapping(config, ("lightning", "callbacks", name)) or {}):
+            raise config.error(("lightning", "callbacks", name), "a callback needs a `target:` and `params:`")
+    for path, node in _targets(values, ()):
+        _check_target(config, path, node)
+
+
+def check_paths(config: Config, blocks: Sequence[str] = ("model", "data")) -> None:
+    """See that every weights and data path in these top-level blocks is there.
+
+    Raises:
+        UserError: one line for each that is not: file, key, path, and where to get it.
+    """
+    missing = []
+    for block in blocks:
+        for path in _paths(config.values.get(block), (block,)):
+            if path[-1] in PATH_KEYS:
+                value = config.get(".".join(path))
+                for item in value if isinstance(value, list) else [value]:
+                    if isinstance(item, str) and item and not Path(item).expanduser().exists():
+                        missing.append(str(config.error(path, f"{item!r} is not there; {_where_to_get(path, item)}")))
+    if missing:
+        raise UserError("\n".join(missing))
+
+
+def _where_to_get(path: KeyPath, item: str) -> str:
+    key = ".".join(path)
+    if path[-1] == "ckpt_path":
+        name = Path(item).name.lower()
+        sd21 = "v2-1" in name or "512-ema" in name or path == ("model", "params", "ckpt_path")
+        if "stablesr" in name or "vqgan" in name or not sd21:
+            return f"StableSR's weights are on Hugging Face, model page Iceclear/StableSR; then set {key}=FILE"
+        page = "stabilityai/stable-diffusion-2-1" + ("" if "768" in name else "-base")
+        file = "v2-1_768-ema-pruned.ckpt" if "768" in name else "v2-1_512-ema-pruned.ckpt"
+        return f"get {file} from Hugging Face, model page {page}, and set {key}=FILE, or null for random weights"
+    if path[-1] == "meta_info":
+        return f"set {key} to a text file that lists pictures, or to null to use all in gt_path"
+    return f"set {key}=FOLDER to a folder with your own photographs (searched with its subfolders)"
+
+
+def _read_chain(file: Path, above: tuple[Path, ...]) -> list[tuple[str, DictConfig]]:
+    """The layers of a YAML: first those of the file that its `base:` names, then its own."""
+    if file.resolve() in above:
+        circle = " -> ".join(path.name for path in (*above, file))
+        raise UserError(f"{file}: `base:` runs in a circle: {circle}")
+    layer = _read_yaml(file)
+    parents = layer.pop("base", None)
+    layers: list[tuple[str, DictConfig]] = []
+    for parent in [parents] if isinstance(parents, str) else parents or []:
+        try:
+            layers += _read_chain(file.parent / parent, (*above, file.resolve()))
+        except UserError as error:
+            # Say where the name came from, once.
+            raise error if above or "base:" in str(error) else UserError(f"{error} (`base:` of {file})") from error
+    return [*layers, (str(file), layer)]
+
+
+def _read_yaml(file: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(file)
+    except FileNotFoundError as error:
+        beside = [str(path) for path in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
+        raise UserError(f"config {file} is not there{closest(str(file), beside) if beside else ''}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{file}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(file)
+        raise UserError(f"{place}: no valid YAML: {error.problem or error.context}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {file} is no text file") from error
+    except OSError as error:
+        raise UserError(f"config {file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"config {file} is no valid YAML: {_first_line(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"config {file} holds no mapping of keys such as `model:` and `data:`")
+    return loaded
+
+
+def _parse_override(word: str) -> DictConfig:
+    key, equals, _ = word.partition("=")
+    if not equals or not key or any(not part for part in key.split(".")):
+        raise UserError(f"{word!r} is no override: write key.path=value, such as data.params.batch_size=2")
+    try:
+        return OmegaConf.from_dotlist([word])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        problem = getattr(error, "problem", None) or _first_line(error)
+        raise UserError(f"{COMMAND_LINE}: the value of {word!r} is no valid YAML: {problem}") from error
+
+
+def _check_block(config: Config, path: KeyPath, build: Callable, name: str) -> None:
+    block = _mapping(config, path) or {}
+    wrong = check_arguments(build, block, name=name, handed_over=())
+    if wrong:
+        raise config.error((*path, wrong[0]) if wrong[0] else path, wrong[1])
+
+
+def _check_target(config: Config, path: KeyPath, node: Mapping[str, Any]) -> None:
+    allowed = {"target", "params"} | ({"base_learning_rate"} if path == ("model",) else set())
+    for key in node:
+        if key not in allowed:
+            raise config.error((*path, str(key)), f"unknown key beside `target:`{closest(str(key), allowed)}")
+    params = node.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise config.error((*path, "params"), f"must be a mapping, not {params!r}")
+    try:
+        build = get_obj_from_str(node["target"])
+    except UserError as error:
+        raise config.error((*path, "target"), str(error)) from error
+    if not callable(build):
+        raise config.error((*path, "target"), f"{node['target']} is nothing that can be built")
+    wrong = check_arguments(build, params, name=str(node["target"]))
+    if wrong:
+        raise config.error((*path, "params", wrong[0]) if wrong[0] else (*path, "params"), wrong[1])
+
+
+def _mapping(config: Config, path: KeyPath) -> Mapping[str, Any] | None:
+    """The mapping at `path`, None where it is absent or null; anything else there is the user's error."""
+    node = config.get(".".join(path))
+    if node is not None and not isinstance(node, Mapping):
+        raise config.error(path, f"must be a mapping, not {node!r}")
+    return node
+
+
+def _targets(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """Every mapping with a `target:`, outermost first, with its path."""
+    if isinstance(node, Mapping):
+        if "target" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _targets(value, (*path, str(key)))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _targets(value, (*path, str(index)))
+
+
+def _paths(node: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """The paths of all keys in nested mappings."""
+    if path:
+        yield path
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _paths(value, (*path, str(key)))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

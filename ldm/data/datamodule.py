@@ -1,0 +1,209 @@
+"""The data side of training: loaders in a resumable order, and pairs degraded on the training device."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
+from basicsr.data.pair_pool import Pair, PairPool
+from basicsr.data.transforms import random_crop_pair
+from basicsr.utils.errors import UserError
+from basicsr.utils.rng import numpy_rng, torch_rng
+from ldm.data.sampler import TrainingSampler
+from ldm.util import instantiate_from_config
+
+Batch = dict[str, Any]
+
+
+class Numbered(Dataset):
+    """Another data set, whose samples also say which draw they are: what happens to them depends on that alone."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, draw: int) -> Batch:
+        return {**self.dataset[draw], "draw": draw}
+
+
+class DataModuleFromConfig(pl.LightningDataModule):
+    """Builds the data sets that a YAML's `data:` names and turns their batches into `Pair`s.
+
+    Args:
+        batch_size: samples per process and step.
+        train, validation: `{target, params}` of data sets such as RealESRGANDataset; either may be absent.
+        test: the same; main.py makes it the validation set of the data module that a `test_data:` block names.
+        num_workers: loader processes per training process; None for up to 8, by the number of cores.
+        wrap: accepted and without effect; StableSR's YAMLs carry it.
+        degradation: the YAML's `degradation:` block.
+        sf: factor between GT and the degraded picture.
+        use_usm: sharpen GT before degrading.
+        random_size: crop each training pair to a random size (StableSR's key of that name).
+        queue_size: samples in the training-pair pool; 0 for none, None for what the training set says.
+        seed: with it, every order, crop, kernel and degradation is decided.
+
+    Raises:
+        UserError: a `degradation:` block that is missing or wrong; from `setup`, a data set smaller than one batch.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        train: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None,
+        test: Mapping[str, Any] | None = None,
+        num_workers: int | None = None,
+        wrap: bool = False,
+        degradation: Mapping[str, Any] | None = None,
+        sf: int = 4,
+        use_usm: bool = True,
+        random_size: bool = False,
+        queue_size: int | None = None,
+        seed: int = 23,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.params.batch_size is {batch_size}: it must be at least 1")
+        if degradation is None:
+            raise UserError("the config has no `degradation:` block: low-quality pictures cannot be made without one")
+        self.batch_size = batch_size
+        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.random_size = random_size
+        self.seed = seed
+        self.datasets: dict[str, Dataset] = {}
+        self._configs = {"train": train, "validation": validation}
+        self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm))
+        self._queue_size = queue_size
+        self._pool: PairPool | None = None
+        self._saved_pool: dict[str, Any] | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the data sets (once). Every process may call it: nothing is written."""
+        for role, config in self._configs.items():
+            if config is not None and role not in self.datasets:
+                params = {"seed": self.seed, **(config.get("params") or {})}
+                self.datasets[role] = Numbered(instantiate_from_config({**config, "params": params}))
+
+    def check_sizes(self, ranks: int) -> None:
+        """Raise a UserError where `ranks` processes would not get a whole batch each, or the pool no whole batches."""
+        if "train" not in self.datasets:
+            raise UserError("the config's data.params has no `train:`: there is nothing to train on")
+        length, needed = len(self.datasets["train"]), self.batch_size * ranks  # type: ignore[arg-type]
+        if length < needed:
+            processes = f" on {ranks} processes" if ranks > 1 else ""
+            raise UserError(
+                f"one step with data.params.batch_size={self.batch_size}{processes} takes {needed} pictures and the "
+                f"training set has {length}: lower data.params.batch_size or add pictures"
+            )
+        if rest := self._pool_size() % self.batch_size:
+            below = self._pool_size() - rest
+            raise UserError(
+                f"data.params.train.params.queue_size={self._pool_size()} is no multiple of "
+                f"data.params.batch_size={self.batch_size}: use {below or self.batch_size}, or 0 for no pair pool"
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.datasets["train"]
+        sampler = TrainingSampler(
+            len(dataset), self.batch_size, self.seed, self._batches_done, *self._rank_of()  # type: ignore[arg-type]
+        )
+        return self._loader(dataset, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        if "validation" not in self.datasets:
+            return []
+        dataset = self.datasets["validation"]
+        rank, ranks = self._rank_of()
+        length = len(dataset)  # type: ignore[arg-type]
+        # Each rank takes every n-th sample; the first ones fill the last row up, for ranks must agree on the number.
+        draws = [draw % length for draw in range(rank, -(-length // ranks) * ranks, ranks)]
+        return self._loader(dataset, sampler=draws)
+
+    def example_pair(self, device: torch.device) -> Pair:
+        """The first validation pair, the same at every call; without a validation set, training pictures stand in."""
+        dataset = self.datasets.get("validation") or self.datasets["train"]
+        count = min(self.batch_size, len(dataset))  # type: ignore[arg-type]
+        batch = torch.utils.data.default_collate([dataset[draw] for draw in range(count)])
+        return self._degrade(self._to_device(batch, device), "validation")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Pair:
+        """A batch of the data set, on the training device -> `Pair`, (B, 3, H, W) in -1 to 1.
+
+        All randomness derives from the draws in the batch, so it is the same in a run that was resumed.
+        """
+        assert self.trainer is not None
+        if not self.trainer.training:
+            return self._degrade(batch, "validation")
+        pair = self._pooled(self._degrade(batch, "degradation"))
+        if self.random_size:
+            rng = numpy_rng("random_size", self.seed, int(batch["draw"][0]))
+            pair = Pair(*random_crop_pair(pair.lq_pm1, pair.gt_pm1, rng), pair.paths)
+        return pair
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the pool holds, for a resumed run to draw the same samples; on several processes, that of rank 0.
+
+        The other ranks' pools fill afresh after a resume. Order and degradations need no state: the step decides them.
+        """
+        return {"pool": dict(self._pool.__getstate__())} if self._pool is not None else {}  # type: ignore[call-overload]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved_pool = state_dict.get("pool")
+
+    @torch.no_grad()
+    def _degrade(self, batch: Batch, purpose: str) -> Pair:
+        gt_01: Tensor = batch["gt"]
+        rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
+        lq_01, gt_01 = self._pipeline(gt_01, batch["kernel1"], batch["kernel2"], batch["sinc_kernel"], rng)
+        return Pair(lq_01.clamp(0, 1) * 2 - 1, gt_01 * 2 - 1, tuple(batch["gt_path"]))
+
+    def _pooled(self, pair: Pair) -> Pair:
+        if self._pool is None:
+            rank = self._rank_of()[0]
+            self._pool = PairPool(self._pool_size(), self.seed, rank)
+            if self._saved_pool is not None and rank == 0:
+                _restore(self._pool, self._saved_pool, like=pair.gt_pm1)
+            self._saved_pool = None
+        return self._pool.push_pop(pair)
+
+    def _pool_size(self) -> int:
+        if self._queue_size is not None:
+            return self._queue_size
+        return getattr(self.datasets["train"].dataset, "queue_size", 0)  # type: ignore[attr-defined]
+
+    def _loader(self, dataset: Dataset, **options: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+    def _batches_done(self) -> int:
+        """Batches that this process has trained on since step 0. Lightning keeps the number across a resume."""
+        assert self.trainer is not None
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+    def _rank_of(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    @staticmethod
+    def _to_device(batch: Batch, device: torch.device) -> Batch:
+        return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _restore(pool: PairPool, state: dict[str, Any], like: Tensor) -> None:
+    """Put a saved pool's contents into a new one, on the batches' device, unless size or frames have changed since."""
+    tensors = {key: value.to(like.device) for key, value in state.items() if isinstance(value, Tensor)}
+    same_frames = all(tensor.shape[1:] == like.shape[1:] for tensor in tensors.values())
+    if state.get("size") == pool.size and same_frames:
+        vars(pool).update(state | tensors)

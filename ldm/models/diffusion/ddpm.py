@@ -1,0 +1,330 @@
+"""StableSR's stage 1: wiring, buffers and Lightning's hooks. The mathematics is in the modules beside this one."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from basicsr.data.pair_pool import Pair
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.errors import UserError
+from basicsr.utils.rng import torch_rng
+from ldm.models.diffusion import first_stage, objective
+from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
+from ldm.models.diffusion.conditioning import TextConditioner
+from ldm.models.diffusion.sampling import Noise, Progress, sample_ddim, sample_ddpm
+from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
+from ldm.models.diffusion.tiling import tiled
+from ldm.models.diffusion.training_loss import EdgeTerm, TrainingLoss
+from ldm.modules.diffusionmodules.util import only_supports
+from ldm.modules.ema import LitEma
+from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.spade import SPADE
+from ldm.util import instantiate_from_config
+
+log = logging.getLogger(__name__)
+
+# Parts that a checkpoint may lack as a whole: Stable Diffusion 2.1 has no SPADE and no structure encoder.
+MAY_BE_NEW = {
+    "SPADE": lambda key: ".spade." in key,
+    "structure": lambda key: key.startswith("structcond_stage_model."),
+    "EMA": lambda key: key.startswith("model_ema."),
+}
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A pair in latent space, both (B, 4, H/f, W/f) and scaled."""
+
+    z_gt: Tensor
+    z_lq: Tensor
+
+
+class DiffusionWrapper(nn.Module):
+    """Holds the U-Net under the name that checkpoints give it."""
+
+    def __init__(self, unet_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.diffusion_model = instantiate_from_config(unet_config)
+
+
+class LatentDiffusionSRTextWT(pl.LightningModule):
+    """A latent diffusion model for super-resolution, steered by text and by a time-aware encoder of the LQ latent.
+
+    Trained are the SPADE layers of the U-Net and the whole time-aware encoder; with `unfrozen_diff` the whole U-Net.
+
+    Args that shape the training:
+        edge_loss_weight: weight of the edge loss (`ldm.modules.losses.edge_loss`); 0 leaves it out altogether.
+        edge_decoder_checkpoint: recompute the decoder's activations in the backward pass: slower, much less memory.
+        ckpt_path, ignore_keys: weights to start from, and key prefixes to leave out; null means random weights.
+        time_replace: how many of the `timesteps` steps to train on, evenly spaced.
+        parameterization: what the U-Net predicts: eps, v or x0.
+        prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
+            unless `keep_text_encoder`. Its weights wait in host memory and are in every saved checkpoint.
+        use_ema: keep an exponential moving average of the U-Net, used for validation and sampling.
+        loss_type, l_simple_weight, original_elbo_weight, logvar_init: see `TrainingLoss`.
+
+    `use_usm` and `random_size` are read by the data side: `main.py` hands them to the data module.
+    Accepted from published YAMLs, without effect here: `num_timesteps_cond`, `first_stage_key`, `cond_stage_key`,
+    `image_size`, `channels`, `monitor`, `log_every_t`; supported at their published value alone: `conditioning_key`,
+    `cond_stage_trainable`, `p2_gamma`, `p2_k`.
+    """
+
+    learning_rate: float = 5e-5
+    lvlb_weights: Tensor
+
+    def __init__(
+        self, first_stage_config: Mapping[str, Any], cond_stage_config: Mapping[str, Any],
+        structcond_stage_config: Mapping[str, Any], unet_config: Mapping[str, Any], *,
+        edge_loss_weight: float = 0.0, edge_decoder_checkpoint: bool = False,
+        ckpt_path: str | None = None, ignore_keys: Sequence[str] = (), unfrozen_diff: bool = False,
+        parameterization: str = "eps", timesteps: int = 1000, time_replace: int | None = None,
+        linear_start: float = 0.00085, linear_end: float = 0.0120, scale_factor: float = 0.18215,
+        loss_type: str = "l2", l_simple_weight: float = 1.0, original_elbo_weight: float = 0.0,
+        logvar_init: float = 0.0, prompt: str = "", keep_text_encoder: bool = False, use_ema: bool = False,
+        use_usm: bool = False, random_size: bool = False, conditioning_key: str = "crossattn",
+        cond_stage_trainable: bool = False, p2_gamma: float | None = None, p2_k: float | None = None,
+        num_timesteps_cond: int = 1, first_stage_key: str = "image", cond_stage_key: str = "caption",
+        image_size: int | None = None, channels: int = 4, monitor: str | None = None, log_every_t: int = 200,
+    ) -> None:
+        super().__init__()
+        only_supports("LatentDiffusionSRTextWT", locals(), {
+            "conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None})
+        objective.check_parameterization(parameterization)
+        if not (math.isfinite(edge_loss_weight) and edge_loss_weight >= 0):
+            raise UserError(f"model.params.edge_loss_weight is {edge_loss_weight}; use a finite number, 0 or more")
+        self.edge_loss_weight = edge_loss_weight
+        self.parameterization = parameterization
+        self.scale_factor = scale_factor
+        self.prompt = prompt
+        self.keep_text_encoder = keep_text_encoder
+        self.training_loss = TrainingLoss(
+            parameterization, loss_type, l_simple_weight, original_elbo_weight, logvar_init)
+        self.edge_loss = EdgeLoss(EdgeMapGenerator())
+        self.text = TextConditioner()
+        self._released_text_tower: StateDict = {}
+
+        self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
+        self.original_timesteps = space_timesteps(timesteps, timesteps if time_replace is None else time_replace)
+        schedule = Schedule.from_betas(respace(self.betas_of_process, self.original_timesteps))
+        for name in Schedule.names():
+            self.register_buffer(name, getattr(schedule, name))
+        self.register_buffer("lvlb_weights", objective.vlb_weights(parameterization, schedule), persistent=False)
+
+        self.model = DiffusionWrapper(unet_config)
+        self.first_stage_model = instantiate_from_config(first_stage_config)
+        self.cond_stage_model: nn.Module | None = instantiate_from_config(cond_stage_config)
+        self.structcond_stage_model = instantiate_from_config(structcond_stage_config)
+        self._freeze(unfrozen_diff)
+        self.first_stage_model.decoder.checkpoint_activations = edge_decoder_checkpoint
+        self.model_ema = LitEma(self.model) if use_ema else None
+        self._load(ckpt_path, ignore_keys)
+        self.train()
+        if edge_loss_weight > 0:
+            log.info("Edge loss enabled with weight: %g", edge_loss_weight)
+
+    # Construction
+
+    def _freeze(self, unfrozen_diff: bool) -> None:
+        """Leave gradients to what stage 1 trains."""
+        self._trainable: list[nn.Module] = [module for module in self.model.modules() if isinstance(module, SPADE)]
+        if unfrozen_diff:
+            self._trainable = [self.model]
+        self._trainable.append(self.structcond_stage_model)
+        self.requires_grad_(False)
+        for module in self._trainable:
+            module.requires_grad_(True)
+
+    def _load(self, ckpt_path: str | None, ignore_keys: Sequence[str]) -> None:
+        if ckpt_path is None:
+            log.warning("model.params.ckpt_path is null: the U-Net starts from random weights")
+            return
+        # The schedule is the config's; a checkpoint trained with another number of steps may start this one.
+        report = load_checkpoint(self, ckpt_path, ignore_keys, lambda state: state | vars(self.schedule), MAY_BE_NEW)
+        if self.model_ema is not None and any(MAY_BE_NEW["EMA"](key) for key in report.new):
+            self.model_ema.reset(self.model)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The training process's constants, on the model's device."""
+        return Schedule(**{name: getattr(self, name) for name in Schedule.names()})
+
+    def train(self, mode: bool = True) -> "LatentDiffusionSRTextWT":
+        """Set training mode, in which everything frozen stays in evaluation mode."""
+        super().train(mode)
+        for child in self.children():
+            child.eval()
+        for module in self._trainable:
+            module.train(mode)
+        return self
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        """Encode the one prompt of training, then let the text tower go."""
+        self.text(self.cond_stage_model, [self.prompt], self.device)
+        if not self.keep_text_encoder and self.cond_stage_model is not None:
+            # Moved, not copied: DistributedDataParallel, too, holds on to these parameters.
+            self._released_text_tower = self.cond_stage_model.cpu().state_dict(prefix="cond_stage_model.")
+            self.cond_stage_model = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A saved checkpoint is complete: the text tower's weights are in it though the tower was let go."""
+        checkpoint["state_dict"].update(self._released_text_tower)
+
+    def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
+        """The loss on one batch; all its randomness is a function of seed, rank, epoch and batch."""
+        place = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
+        loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
+        self.log_dict(parts, batch_size=len(pair))
+        return loss
+
+    def validation_step(self, pair: Pair, batch_idx: int) -> None:
+        """Log the denoising losses; timesteps and noise are the same at every validation."""
+        rng = torch_rng(self.device, "validation step", torch.initial_seed(), batch_idx)
+        with self.ema_scope():
+            _, parts = self._step(pair, rng)
+        self.log_dict(parts, batch_size=len(pair), sync_dist=True)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Follow every optimiser step by one of the moving average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.model_ema is not None:
+            self.model_ema.update(self.model)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over what is trained."""
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+
+    def _step(self, pair: Pair, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        latents = self.encode(pair, rng)
+        t = torch.randint(len(self.original_timesteps), (len(pair),), generator=rng, device=self.device)
+        t_original = torch.tensor(self.original_timesteps, device=self.device)[t]
+        noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
+        structure = self.structcond_stage_model(latents.z_lq, t_original)
+        return self.p_losses(latents.z_gt, self.context(len(pair)), structure, t, t_original, noise)
+
+    def encode(self, pair: Pair, rng: torch.Generator) -> Latents:
+        """Pixels to scaled latents, without gradient."""
+        z_gt, z_lq = (first_stage.encode(self.first_stage_model, image, self.scale_factor, rng)
+                      for image in (pair.gt_pm1, pair.lq_pm1))
+        return Latents(z_gt, z_lq)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents to pictures, nominally in [-1, 1], differentiable in z."""
+        return first_stage.decode(self.first_stage_model, z, self.scale_factor)
+
+    def context(self, batch_size: int) -> Tensor:
+        """The training prompt's context for a batch: (B, L, context_dim)."""
+        return self.text(self.cond_stage_model, [self.prompt] * batch_size, self.device)
+
+    def p_losses(self, x_start: Tensor, cond: Tensor, struct_cond: Mapping[str, Tensor], t: Tensor, t_ori: Tensor,
+                 noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Noise x_start to step t, predict, and compare.
+
+        x_start (B, 4, h, w) scaled latents; cond (B, L, context_dim); t (B,) steps of the schedule, t_ori the same in
+        the original process, which the networks are told. Returns the loss and its parts under `train/…`, or `val/…`
+        in evaluation mode, where the edge loss is left out.
+        """
+        noise = torch.randn_like(x_start) if noise is None else noise
+        x_t = self.schedule.q_sample(x_start, t, noise)
+        output = self.model.diffusion_model(x_t, t_ori, cond, struct_cond)
+        edge = None
+        if self.training and self.edge_loss_weight > 0:
+            edge = EdgeTerm(self.edge_loss_weight, self.edge_loss, self.decode)
+        report = self.training_loss(self.schedule, self.lvlb_weights, output, x_start, x_t, noise, t, edge)
+        split = "train" if self.training else "val"
+        return report.total, {f"{split}/{name}": value for name, value in report.parts.items()}
+
+    # Looking
+
+    def ema_scope(self) -> AbstractContextManager[None]:
+        """Within this context the U-Net has its averaged parameters, where there are any."""
+        return self.model_ema.applied_to(self.model) if self.model_ema is not None else nullcontext()
+
+    @torch.no_grad()
+    def predict_x0(self, latents: Latents, step: int, rng: torch.Generator) -> Tensor:
+        """The clean latents that the U-Net sees in `latents.z_gt`, noised to one step of the schedule."""
+        t = torch.full((len(latents.z_gt),), step, device=self.device)
+        t_original = torch.full_like(t, self.original_timesteps[step])
+        noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
+        x_t = self.schedule.q_sample(latents.z_gt, t, noise)
+        structure = self.structcond_stage_model(latents.z_lq, t_original)
+        output = self.model.diffusion_model(x_t, t_original, self.context(len(t)), structure)
+        return objective.x0_from_output(self.parameterization, self.schedule, output, x_t, t)
+
+    @torch.no_grad()
+    def edge_probe(self, pair: Pair) -> dict[str, float]:
+        """The edge loss's terms on a pair, averaged over four fixed timesteps with fixed noise, whatever its weight."""
+        rng = torch_rng(self.device, "edge probe")
+        latents = self.encode(pair, rng)
+        gt_pm1 = self.decode(latents.z_gt)
+        steps = [len(self.original_timesteps) * eighth // 8 for eighth in (1, 3, 5, 7)]
+        with self.ema_scope():
+            terms = [self.edge_loss(self.decode(self.predict_x0(latents, step, rng)), gt_pm1) for step in steps]
+        return {"loss_edge": float(torch.stack([term.loss for term in terms]).mean()),
+                "edge_map_mse": float(torch.stack([term.edge_map_mse for term in terms]).mean())}
+
+    @torch.no_grad()
+    def log_images(self, pair: Pair, n: int = 4, steps: int = 20) -> dict[str, Tensor]:
+        """What the model makes of the first n of a pair: pictures (n, 3, H, W) in [-1, 1], by label.
+
+        `x0_pred` is the one-step prediction from a quarter of the process, `sample` a DDIM sample of `steps` steps.
+        """
+        pair = Pair(pair.lq_pm1[:n], pair.gt_pm1[:n], pair.paths[:n])
+        rng = torch_rng(self.device, "log images")
+        with self.ema_scope():
+            latents = self.encode(pair, rng)
+            x0_pred = self.decode(self.predict_x0(latents, len(self.original_timesteps) // 4, rng))
+            z = self.sample(latents.z_lq, self.context(len(pair)), steps=steps, sampler="ddim", noise=self.noise(rng))
+        images = {"lq": pair.lq_pm1, "gt": pair.gt_pm1, "x0_pred": x0_pred, "sample": self.decode(z)}
+        for name, image in (("edge_gt", self.decode(latents.z_gt)), ("edge_pred", x0_pred)):
+            images[name] = self.edge_loss.generator.edges_01(image).expand_as(pair.gt_pm1) * 2 - 1
+        return {name: image.clamp(-1, 1) for name, image in images.items()}
+
+    def noise(self, rng: torch.Generator | None = None) -> Noise:
+        """A source of standard-normal noise on the model's device."""
+        return lambda shape: torch.randn(shape, generator=rng, device=self.device)
+
+    @torch.no_grad()
+    def sample(self, z_lq: Tensor, context: Tensor, *, steps: int = 200, sampler: str = "ddpm", eta: float = 0.0,
+               guidance_scale: float = 1.0, uncond: Tensor | None = None, x_T: Tensor | None = None,  # noqa: N803
+               noise: Noise | None = None, tile_size: int | None = None, tile_overlap: int = 32,
+               progress: Progress = iter) -> Tensor:
+        """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
+
+        context, uncond: text (B, L, context_dim) to go towards and, with `guidance_scale` s other than 1, away from:
+            uncond + s (cond - uncond) of the network's output (Ho & Salimans 2022, equation 6).
+        x_T: where to start; by default z_lq noised to the last step. noise: shape -> the noise of each step.
+        tile_size, tile_overlap: in latent cells; null means the whole canvas at once.
+        Raises UserError for an unknown sampler, a step count out of range, or guidance without `uncond`.
+        """
+        if guidance_scale != 1 and uncond is None:
+            raise UserError(f"guidance_scale {guidance_scale} needs a negative prompt's context (uncond)")
+        noise = noise or self.noise()
+
+        def denoise(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+            structure = self.structcond_stage_model(z, t)
+            output = self.model.diffusion_model(x, t, context, structure)
+            if guidance_scale == 1:
+                return output
+            away = self.model.diffusion_model(x, t, uncond, structure)
+            return away + guidance_scale * (output - away)
+
+        canvas = tiled(denoise, z_lq, tile_size, tile_overlap) if tile_size else lambda x, t: denoise(x, t, z_lq)
+        if x_T is None:
+            process = Schedule.from_betas(self.betas_of_process).to(z_lq.device)
+            last = torch.full((len(z_lq),), len(self.betas_of_process) - 1, device=z_lq.device)
+            x_T = process.q_sample(z_lq, last, noise(z_lq.shape))
+        common = (canvas, x_T, self.betas_of_process, self.parameterization, steps, noise)
+        if sampler == "ddpm":
+            return sample_ddpm(*common, progress=progress)
+        if sampler == "ddim":
+            return sample_ddim(*common, eta=eta, progress=progress)
+        raise UserError(f"unknown sampler {sampler!r}; choose ddpm or ddim")

@@ -1,0 +1,66 @@
+"""Samplers: plain functions of a denoiser, a starting point and a schedule."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basicsr.utils.errors import UserError
+from ldm.models.diffusion import objective
+from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps
+from ldm.models.diffusion.tiling import Denoiser
+
+# A shape -> standard-normal noise of that shape
+Noise = Callable[[torch.Size], Tensor]
+# Wraps the iteration over steps, to show progress
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+@torch.no_grad()
+def sample_ddpm(denoise: Denoiser, x_T: Tensor, betas: np.ndarray, kind: str, steps: int, noise: Noise,  # noqa: N803
+                progress: Progress = iter) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) over `steps` evenly spaced steps of the process `betas`.
+
+    x_T (B, 4, h, w) is where to start, at the last step; returns x_0. The denoiser is told the original timesteps.
+    """
+    kept = space_timesteps(len(betas), steps)
+    schedule = Schedule.from_betas(respace(betas, kept)).to(x_T.device)
+    x = x_T
+    for i in progress(range(steps - 1, -1, -1)):
+        t = torch.full((len(x),), i, device=x.device)
+        output = denoise(x, torch.full_like(t, kept[i]))
+        x_start = objective.x0_from_output(kind, schedule, output, x, t)
+        x = schedule.posterior_mean(x_start, x, t)
+        if i > 0:
+            x = x + torch.exp(0.5 * schedule.posterior_log_variance_clipped[i]) * noise(x.shape)
+    return x
+
+
+@torch.no_grad()
+def sample_ddim(denoise: Denoiser, x_T: Tensor, betas: np.ndarray, kind: str, steps: int, noise: Noise,  # noqa: N803
+                eta: float = 0.0, progress: Progress = iter) -> Tensor:
+    """DDIM (Song et al. 2021, equation 12) with a uniform stride of T // steps, counted from step 0.
+
+    eta 0 is deterministic, eta 1 as noisy as ancestral sampling. x_T and the result are (B, 4, h, w).
+    Raises UserError for a step count out of range, or eta outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise UserError(f"DDIM's eta is {eta}; choose 0 (deterministic) to 1 (as noisy as ancestral sampling)")
+    if not 1 <= steps <= len(betas):
+        raise UserError(f"cannot take {steps} DDIM steps of {len(betas)}; choose 1 to {len(betas)}")
+    timesteps = range(0, len(betas), len(betas) // steps)
+    schedule = Schedule.from_betas(betas).to(x_T.device)
+    abar = np.cumprod(1.0 - betas)
+    x = x_T
+    for i in progress(range(len(timesteps) - 1, -1, -1)):
+        now, before = abar[timesteps[i]], abar[timesteps[i - 1] if i > 0 else 0]
+        t = torch.full((len(x),), timesteps[i], device=x.device)
+        output = denoise(x, t)
+        eps = objective.eps_from_output(kind, schedule, output, x, t)
+        x_start = objective.x0_from_output(kind, schedule, output, x, t)
+        sigma = eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
+        x = np.sqrt(before) * x_start + np.sqrt(1 - before - sigma**2) * eps
+        if sigma > 0:
+            x = x + sigma * noise(x.shape)
+    return x

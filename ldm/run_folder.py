@@ -1,0 +1,119 @@
+"""A run's folder: its name, what is remembered in it, and how to find it again."""
+
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from basicsr.utils.errors import UserError
+
+# Lightning starts further processes by running the same command again; they inherit the first one's environment.
+RUN_FOLDER_VARIABLE = "STABLESR_EDGE_RUN_FOLDER"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a resumed run must know beside its config."""
+
+    name: str
+    seed: int
+    scale_lr: bool
+    project: str
+    logger: str
+    wandb_id: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`<logdir>/<time>_<name>/{checkpoints,configs,images,metrics.csv}`."""
+
+    path: Path
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @classmethod
+    def new(cls, logdir: str, name: str) -> "RunFolder":
+        """A folder named by the time, the same one in every process that this one starts; nothing is made yet."""
+        if RUN_FOLDER_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            path = Path(logdir) / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
+            taken = 1
+            while path.exists():  # two runs within one second
+                taken += 1
+                path = path.with_name(f"{path.name.removesuffix(f'_{taken - 1}')}_{taken}")
+            os.environ[RUN_FOLDER_VARIABLE] = str(path)
+        return cls(Path(os.environ[RUN_FOLDER_VARIABLE]))
+
+    @classmethod
+    def to_resume(cls, target: str) -> tuple["RunFolder", Path]:
+        """The folder and the checkpoint that `--resume DIR|FILE` means.
+
+        Raises:
+            UserError: there is no such thing, no checkpoint in it, or a file that is not in a run's folder.
+        """
+        path = Path(target)
+        if not path.exists():
+            raise UserError(f"--resume {target}: there is no such folder or file")
+        folder = cls(path if path.is_dir() else path.parent.parent)
+        checkpoint = folder.last_checkpoint if path.is_dir() else path
+        if not checkpoint.is_file():
+            raise UserError(f"--resume {target}: {checkpoint} is not there; give a run's folder or a .ckpt file of one")
+        if not folder._configs():
+            raise UserError(
+                f"--resume {target}: {folder.path / 'configs'} holds no config of a run; to start a new run from these "
+                f"weights, pass model.params.ckpt_path={checkpoint}"
+            )
+        return folder, checkpoint
+
+    def save(self, config_yaml: str, settings: RunSettings) -> None:
+        """Write the config and the settings; a resumed run's config goes beside the earlier ones."""
+        for name in ("checkpoints", "configs", "images"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        (self.path / "configs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-config.yaml").write_text(config_yaml)
+        (self.path / "configs" / "run.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
+
+    def saved_config(self) -> Path:
+        """The newest saved config."""
+        return self._configs()[-1]
+
+    def saved_settings(self) -> RunSettings:
+        """What `save` wrote.
+
+        Raises:
+            UserError: the file is missing or spoilt.
+        """
+        file = self.path / "configs" / "run.yaml"
+        try:
+            saved: Any = yaml.safe_load(file.read_text())
+            return RunSettings(**{field.name: saved[field.name] for field in fields(RunSettings)})
+        except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+            raise UserError(f"{file} cannot be read: without it this run cannot be resumed ({error})") from error
+
+    def _configs(self) -> list[Path]:
+        return sorted((self.path / "configs").glob("*-config.yaml"))
+
+
+def new_wandb_id() -> str:
+    """A random name for a W&B run, which a resumed run takes up again."""
+    return secrets.token_hex(4)
+
+
+def checkpoint_step(file: Path) -> int:
+    """The step that a training checkpoint stands at.
+
+    Raises:
+        UserError: the file is no checkpoint, or one that holds weights only.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a file that is cut short or something else altogether
+        raise UserError(f"{file} cannot be read as a checkpoint: it is damaged or something else") from error
+    if not isinstance(checkpoint, dict) or "loops" not in checkpoint or not checkpoint.get("optimizer_states"):
+        raise UserError(f"{file} holds weights, no training state; start from it with model.params.ckpt_path={file}")
+    return int(checkpoint["global_step"])

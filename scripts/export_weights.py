@@ -1,0 +1,37 @@
+"""Write a checkpoint's weights alone, in half precision, as safetensors.
+
+    python scripts/export_weights.py logs/RUN/checkpoints/last.ckpt WEIGHTS.safetensors
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
+
+from basicsr.utils.errors import UserError
+from ldm.models.diffusion.checkpoint import read_state_dict
+
+
+def export(source: Path, target: Path) -> None:
+    """Convert; raises UserError where `source` is no checkpoint or `target` is there already."""
+    if target.exists():
+        raise UserError(f"{target} is there already; delete it first, or choose another name")
+    state = {key: value.to(torch.float16) if value.is_floating_point() else value
+             for key, value in read_state_dict(source).items()}
+    save_file({key: value.contiguous() for key, value in state.items()}, target)
+    print(f"{target}: {len(state)} tensors, {target.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("source", type=Path, help="a .ckpt or .safetensors file")
+    parser.add_argument("target", type=Path, help="the .safetensors file to write")
+    args = parser.parse_args()
+    try:
+        export(args.source, args.target)
+    except UserError as error:
+        sys.exit(f"error: {error}")

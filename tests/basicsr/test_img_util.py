@@ -1,0 +1,195 @@
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from basicsr.utils.errors import UserError
+from basicsr.utils.img_util import as_01, find_pictures, read_rgb, read_rgb_01
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return data.astronaut()[20:140, 160:250]  # (120, 90, 3): portrait, so that a wrong turn shows
+
+
+def grey(photo: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(photo).convert("L"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "b.bmp", "c.tif", "d.TIFF", "e.webp"])
+def test_lossless_rgb(tmp_path: Path, photo: np.ndarray, name: str) -> None:
+    Image.fromarray(photo).save(tmp_path / name, lossless=True)
+    pixels = read_rgb(tmp_path / name)
+    np.testing.assert_array_equal(pixels, photo)
+    assert pixels.flags.c_contiguous
+    values = read_rgb_01(tmp_path / name)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, photo / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.jpg", {}), ("a.JPEG", {"progressive": True}), ("a.webp", {})])
+def test_lossy_rgb(tmp_path: Path, photo: np.ndarray, name: str, options: dict) -> None:
+    Image.fromarray(photo).save(tmp_path / name, quality=95, **options)
+    assert np.abs(read_rgb(tmp_path / name).astype(int) - photo).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_grey_bilevel_and_palette(tmp_path: Path, photo: np.ndarray, mode: str, suffix: str) -> None:
+    picture = Image.fromarray(photo).convert(mode)
+    picture.save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(read_rgb(tmp_path / f"a.{suffix}"), np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_kept(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
+    deep = photo.astype(np.uint16) * 256 + np.arange(90, dtype=np.uint16)[:, None]
+    path = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(path), deep[..., ::-1])
+    np.testing.assert_array_equal(read_rgb(path), deep)
+    np.testing.assert_allclose(read_rgb_01(path), deep / 65535, atol=1e-7)
+    Image.fromarray(deep[..., 0]).save(path)
+    np.testing.assert_array_equal(read_rgb(path), np.repeat(deep[..., :1], 3, axis=2))
+    alpha = np.full((*deep.shape[:2], 1), 65535, np.uint16)
+    alpha[:40] = 0
+    cv2.imwrite(str(path), np.concatenate([deep[..., ::-1], alpha], axis=2))
+    np.testing.assert_array_equal(read_rgb(path), np.where(alpha == 0, 65535, deep))
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path, photo: np.ndarray) -> None:
+    alpha = np.full(photo.shape[:2], 255, np.uint8)
+    alpha[:30], alpha[30:60] = 0, 128
+    want = np.rint(photo * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)).astype(int)
+    Image.fromarray(np.dstack([photo, alpha])).save(tmp_path / "rgba.png")
+    assert np.abs(read_rgb(tmp_path / "rgba.png") - want).max() <= 1
+    np.testing.assert_array_equal(read_rgb(tmp_path / "rgba.png")[60:], photo[60:])
+    Image.fromarray(np.dstack([grey(photo), alpha])).save(tmp_path / "la.png")
+    la = read_rgb(tmp_path / "la.png")
+    assert (la[:30] == 255).all()
+    np.testing.assert_array_equal(la[60:], np.repeat(grey(photo)[60:, :, None], 3, axis=2))
+    palette = Image.fromarray(photo).quantize(16)
+    palette.save(tmp_path / "palette.png", transparency=3)
+    got, index = read_rgb(tmp_path / "palette.png"), np.asarray(palette)
+    assert (index == 3).any() and (got[index == 3] == 255).all()
+    np.testing.assert_array_equal(got[index != 3], np.asarray(palette.convert("RGB"))[index != 3])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
+    Image.fromarray(photo).convert("CMYK").save(tmp_path / f"a.{suffix}", quality=95)
+    assert np.abs(read_rgb(tmp_path / f"a.{suffix}").astype(int) - photo).mean() < 5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_orientation(tmp_path: Path, photo: np.ndarray, suffix: str, orientation: int) -> None:
+    # What a camera stores so that the viewer's turn gives `photo` back: the inverse of each turn.
+    inverse: dict[int, Image.Transpose] = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = Image.fromarray(photo)
+    if orientation in inverse:
+        stored = stored.transpose(inverse[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    stored.save(path, exif=exif, quality=95)
+    pixels = read_rgb(path)
+    assert pixels.shape == photo.shape
+    assert np.abs(pixels.astype(int) - photo).mean() < 6
+    if suffix in ("png", "tif"):  # grey too, of 8 and 16 bits
+        stored.convert("L").save(path, exif=exif)
+        np.testing.assert_array_equal(read_rgb(path)[..., 1], grey(photo))
+        Image.fromarray(np.asarray(stored)[..., 0].astype(np.uint16) * 257).save(path, exif=exif)
+        np.testing.assert_array_equal(read_rgb(path)[..., 1], photo[..., 0].astype(np.uint16) * 257)
+
+
+def test_16_bit_colour_png_is_turned(tmp_path: Path, photo: np.ndarray) -> None:
+    """Decoded by OpenCV, oriented by us: splice the EXIF chunk of an 8-bit PNG into a 16-bit one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo).save(tmp_path / "exif.png", exif=exif)
+    donor = (tmp_path / "exif.png").read_bytes()
+    start = donor.index(b"eXIf") - 4
+    chunk = donor[start : start + 12 + int.from_bytes(donor[start : start + 4], "big")]
+    deep = np.rot90(photo.astype(np.uint16) * 256 + 7)
+    data16 = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
+    header = 8 + 12 + 13  # signature and IHDR
+    (tmp_path / "a.png").write_bytes(data16[:header] + chunk + data16[header:])
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), np.rot90(deep, -1))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
+def test_a_file_cut_short_is_refused(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(photo).save(path)
+    whole = path.read_bytes()
+    for share in (0.02, 0.5, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(UserError, match=f"cut.{suffix}: cannot be read") as caught:
+            read_rgb(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_16_bit_png_cut_short_is_refused(tmp_path: Path, photo: np.ndarray) -> None:
+    path = tmp_path / "cut.png"
+    whole = cv2.imencode(".png", photo.astype(np.uint16) * 257)[1].tobytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cut.png: cannot be read"):
+        read_rgb(path)
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path, photo: np.ndarray) -> None:
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(photo[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="text.jpg: cannot be read as a picture .its content is of no known type."):
+        read_rgb(tmp_path / "text.jpg")
+    with pytest.raises(UserError, match="empty.png: cannot be read"):
+        read_rgb(tmp_path / "empty.png")
+    with pytest.raises(UserError, match="float.tif: .*32 bits per sample"):
+        read_rgb(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="missing.png: .*No such file"):
+        read_rgb(tmp_path / "missing.png")
+
+
+def test_as_01() -> None:
+    np.testing.assert_array_equal(as_01(np.array([0, 51, 255], np.uint8)), np.float32([0, 0.2, 1]))
+    np.testing.assert_array_equal(as_01(np.array([0, 13107, 65535], np.uint16)), np.float32([0, 0.2, 1]))
+
+
+def test_find_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["b.JPG", "a.jpeg", "sub/c.Png", "sub/deep/d.WEBP", "e.bmp", "f.tif", "g.TIFF", "with space.png"]
+    for name in [*names, ".hidden.png", ".cache/h.png", "._b.jpg", "notes.txt", "png", "movie.gif"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_pictures(tmp_path)
+    assert found == sorted(tmp_path / name for name in names)
+    assert find_pictures(str(tmp_path), {".jpg", ".jpeg"}) == [tmp_path / "a.jpeg", tmp_path / "b.JPG"]
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    assert find_pictures(tmp_path) == found
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "sub", target_is_directory=True)
+    with caplog.at_level(logging.WARNING):
+        assert len(find_pictures(tmp_path / "link")) >= 2
+
+
+def test_find_pictures_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.png").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gt_path: .*nowhere does not exist; give the folder"):
+        find_pictures(tmp_path / "nowhere", name="gt_path")
+    with pytest.raises(UserError, match="folder: nowhere does not exist .looked for in .*; give"):
+        find_pictures("nowhere")
+    with pytest.raises(UserError, match="file.png is a file, not a folder"):
+        find_pictures(tmp_path / "file.png")

@@ -1,0 +1,231 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+from reference.models import SMALL_TEXT, Pairs, pair, stage1, trainer
+from reference.parity import relative_error
+from torch import nn
+
+from basicsr.utils.errors import UserError
+from basicsr.utils.rng import torch_rng
+from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.modules.spade import SPADE
+
+
+def trained_modules(model: LatentDiffusionSRTextWT) -> Iterator[nn.Module]:
+    yield from model.structcond_stage_model.modules()
+    for spade in (module for module in model.model.modules() if isinstance(module, SPADE)):
+        yield from spade.modules()
+
+
+def assert_modes(model: LatentDiffusionSRTextWT, training: bool) -> None:
+    trained = set(trained_modules(model))
+    assert model.training == training
+    for name, module in model.named_modules():
+        if module is not model:
+            assert module.training == (training and module in trained), name
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatentDiffusionSRTextWT, dict, Path, list[str]]:
+    """A model after three steps with two validations, its state before, its checkpoint, and the prompts encoded."""
+    model = stage1(prompt="a sharp photograph", edge_loss_weight=0.1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    prompts: list[str] = []
+    model.cond_stage_model.register_forward_pre_hook(lambda _module, given: prompts.extend(given[0]))
+    folder = tmp_path_factory.mktemp("fitted")
+    run = trainer(folder, 3, val_check_interval=1)
+    run.fit(model, Pairs(3))
+    run.save_checkpoint(folder / "last.ckpt")
+    return model, before, folder / "last.ckpt", prompts
+
+
+# What is trained
+
+
+def test_spade_and_structure_are_trained_and_nothing_else() -> None:
+    model = stage1()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters()
+                       if ".spade." in name or name.startswith("structcond_stage_model.")}
+    (group,) = model.configure_optimizers().param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters() if p.requires_grad}
+    model.learning_rate = 3e-4
+    assert model.configure_optimizers().param_groups[0]["lr"] == 3e-4
+
+
+def test_frozen_parts_stay_in_evaluation_mode() -> None:
+    model = stage1()
+    assert_modes(model, True)
+    assert_modes(model.eval(), False)
+    assert_modes(model.train(), True)
+    unfrozen = stage1(unfrozen_diff=True)
+    assert all(module.training for module in unfrozen.model.modules())
+    assert not any(module.training for module in unfrozen.first_stage_model.modules())
+
+
+def test_a_real_fit_with_validation_moves_the_trained_part_alone(fitted: tuple) -> None:
+    model, before, _, _ = fitted
+    assert_modes(model, True)
+    after = model.state_dict()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(after[name], before[name]) != parameter.requires_grad, name
+
+
+def test_modes_hold_during_the_fit(tmp_path: Path) -> None:
+    class Watch(Callback):
+        seen: list[str] = []
+
+        def on_train_batch_end(self, _trainer: object, model: LatentDiffusionSRTextWT, *_: object) -> None:
+            assert_modes(model, True)
+            self.seen.append("train")
+
+        def on_validation_batch_end(self, _trainer: object, model: LatentDiffusionSRTextWT, *_: object) -> None:
+            assert_modes(model, False)
+            self.seen.append("validation")
+
+    run = trainer(tmp_path, 2, val_check_interval=1, callbacks=[Watch()])
+    run.fit(stage1(), Pairs(2))
+    assert Watch.seen == ["train", "validation"] * 2
+    assert {"train/loss", "train/loss_simple", "train/loss_vlb", "val/loss", "val/loss_simple", "val/loss_vlb"} \
+        == set(run.logged_metrics)
+
+
+# Text
+
+
+def test_the_prompt_is_encoded_once_and_the_tower_let_go(fitted: tuple) -> None:
+    model, _, _, prompts = fitted
+    assert prompts == ["a sharp photograph"]
+    assert model.cond_stage_model is None
+    assert not any(name.startswith("cond_stage_model") for name, _ in model.named_parameters())
+    with pytest.raises(UserError, match="'another' cannot be encoded; set model.params.keep_text_encoder=true"):
+        model.text(model.cond_stage_model, ["another"], "cpu")
+
+
+def test_a_saved_checkpoint_is_complete(fitted: tuple) -> None:
+    model, before, file, _ = fitted
+    saved = torch.load(file, weights_only=True)["state_dict"]
+    assert set(saved) == set(before)
+    for key in before:
+        assert torch.equal(saved[key], before[key]) or ".spade." in key or key.startswith("structcond"), key
+    fresh = stage1(filled=False, ckpt_path=str(file))
+    assert all(torch.equal(value, saved[key]) for key, value in fresh.state_dict().items())
+
+
+def test_a_resumed_fit_goes_on_with_the_checkpoints_text(fitted: tuple, tmp_path: Path) -> None:
+    model, before, file, _ = fitted
+    resumed = stage1(filled=False, prompt="a sharp photograph")
+    run = trainer(tmp_path, 4)
+    run.fit(resumed, Pairs(2), ckpt_path=file, weights_only=True)
+    assert run.global_step == 4
+    assert torch.equal(resumed.context(1), model.context(1))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    text = [key for key in before if key.startswith("cond_stage_model.")]
+    assert all(torch.equal(saved[key], before[key]) for key in text)
+
+
+def test_a_model_without_its_tower_takes_a_complete_checkpoint(fitted: tuple, tmp_path: Path) -> None:
+    model, before, file, _ = fitted
+    run = trainer(tmp_path, 4)
+    run.fit(model, Pairs(2), ckpt_path=file, weights_only=True)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    assert set(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]) == set(before)
+
+
+def test_keep_text_encoder_keeps_it(tmp_path: Path) -> None:
+    model = stage1(keep_text_encoder=True)
+    run = trainer(tmp_path, 1)
+    run.fit(model, Pairs(1))
+    assert model.text(model.cond_stage_model, ["another"], "cpu").shape == (1, 5, 32)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert set(saved) == set(model.state_dict())
+
+
+def test_distinct_prompts_are_encoded_once_each_and_kept_apart() -> None:
+    model, prompts = stage1(), []
+    model.cond_stage_model.register_forward_pre_hook(lambda _module, given: prompts.extend(given[0]))
+    first = model.text(model.cond_stage_model, ["cat", "dog", "cat"], "cpu")
+    again = model.text(model.cond_stage_model, ["dog", "bird"], "cpu")
+    assert prompts == ["cat", "dog", "bird"]
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(first[1], again[0])
+    assert relative_error(first[0], first[1]) > 1e-2
+    assert torch.equal(first[1:2], model.cond_stage_model(["dog"]))
+    assert not first.requires_grad
+
+
+def test_the_text_tower_may_not_be_trained() -> None:
+    with pytest.raises(UserError, match="cond_stage_trainable: True is not supported"):
+        stage1(cond_stage_trainable=True)
+    model = stage1(cond_stage_config={**SMALL_TEXT, "params": {**SMALL_TEXT["params"], "freeze": False}})
+    assert not any(p.requires_grad for p in model.cond_stage_model.parameters())
+
+
+# Randomness
+
+
+def test_a_step_is_a_function_of_seed_and_place() -> None:
+    model, other = stage1(), stage1()
+    torch.manual_seed(7)
+    first = model.training_step(pair(), 3)
+    state = torch.get_rng_state()
+    torch.randn(5)
+    assert torch.equal(other.training_step(pair(), 3), first)
+    assert not torch.equal(model.training_step(pair(), 4), first)
+    torch.manual_seed(8)
+    assert not torch.equal(model.training_step(pair(), 3), first)
+    torch.manual_seed(7)
+    assert torch.equal(torch.get_rng_state(), state)  # no step drew from the global stream
+
+
+def test_what_is_logged_of_training_is_never_the_validation_split() -> None:
+    model = stage1()
+    rng = torch_rng("cpu", "test")
+    assert {name.split("/")[0] for name in model._step(pair(), rng)[1]} == {"train"}
+    assert {name.split("/")[0] for name in model.eval()._step(pair(), rng)[1]} == {"val"}
+
+
+# Pictures
+
+
+def test_encoding_is_a_scaled_sample_of_the_posterior() -> None:
+    model = stage1(scale_factor=0.5)
+    latents = model.encode(pair(), torch_rng("cpu", "test"))
+    rng = torch_rng("cpu", "test")
+    for image, z in ((pair().gt_pm1, latents.z_gt), (pair().lq_pm1, latents.z_lq)):
+        posterior = model.first_stage_model.encode(image)
+        assert relative_error(z, 0.5 * posterior.sample(rng)) < 1e-6
+        assert not z.requires_grad
+    assert relative_error(model.decode(latents.z_gt), model.first_stage_model.decode(latents.z_gt / 0.5)) < 1e-6
+
+
+def test_pictures_for_the_log() -> None:
+    model = stage1(parameterization="v").eval()
+    state = torch.get_rng_state()
+    images = model.log_images(pair(batch=3), n=2, steps=2)
+    assert list(images) == ["lq", "gt", "x0_pred", "sample", "edge_gt", "edge_pred"]
+    for image in images.values():
+        assert image.shape == (2, 3, 16, 16)
+        assert float(image.abs().max()) <= 1
+    assert torch.equal(images["lq"], pair(batch=3).lq_pm1[:2])
+    assert set(images["edge_gt"].unique().tolist()) <= {-1.0, 1.0}
+    again = model.log_images(pair(batch=3), n=2, steps=2)
+    assert all(torch.equal(images[name], again[name]) for name in images)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_pictures_show_the_averaged_weights() -> None:
+    model = stage1(use_ema=True)
+    before = model.log_images(pair(), n=1, steps=1)
+    with torch.no_grad():
+        for module in trained_modules(model):
+            if isinstance(module, SPADE):
+                module.mlp_beta.weight.add_(1.0)
+    after = model.log_images(pair(), n=1, steps=1)
+    assert torch.equal(before["x0_pred"], after["x0_pred"])
+    assert model.edge_probe(pair()) == stage1().edge_probe(pair())

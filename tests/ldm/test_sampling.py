@@ -1,0 +1,179 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from reference.models import stage1
+from reference.parity import CONFIG, SIDE, noise, relative_error
+from torch import Tensor
+
+from basicsr.utils.errors import UserError
+from ldm.models.diffusion import objective
+from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.sampling import sample_ddim, sample_ddpm
+from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
+
+BETAS = make_betas(1000, 0.00085, 0.0120)
+CONTEXT = noise("ctx", (2, 7, CONFIG["unet"]["context_dim"]))
+UNCOND = noise("uncond", CONTEXT.shape)
+Arrays = Callable[[str], dict[str, np.ndarray]]
+Models = Callable[[str], LatentDiffusionSRTextWT]
+
+
+def draws(name: str) -> Callable[[tuple[int, ...]], Tensor]:
+    """The reference's noise: the n-th call gives the input `<name><n>`."""
+    count = iter(range(1000))
+    return lambda shape: noise(f"{name}{next(count)}", shape)
+
+
+@pytest.mark.parametrize("kind", ["eps", "v"])
+@pytest.mark.parametrize("steps", [4, 10])
+def test_ancestral_sampling_matches_the_published(kind: str, steps: int, arrays: Arrays, tiny_models: Models) -> None:
+    reference, one = arrays("training_and_sampling"), (1, 4, SIDE, SIDE)
+    z = tiny_models(kind).sample(noise("lq", (2, *one[1:]))[:1], CONTEXT[:1], steps=steps, x_T=noise("xT", one),
+                                 noise=draws("step"))
+    assert relative_error(z, reference[f"{kind}_ddpm_{steps}"]) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_tiled_sampling_matches_the_published(kind: str, arrays: Arrays, tiny_models: Models) -> None:
+    want = arrays("training_and_sampling")[f"{kind}_canvas_4"]
+    z = tiny_models(kind).sample(noise("lqc", want.shape), CONTEXT[:1], steps=4, x_T=noise("xTc", want.shape),
+                                 noise=draws("cstep"), tile_size=SIDE, tile_overlap=SIDE // 2)
+    assert relative_error(z, want) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["eps", "v"])
+@pytest.mark.parametrize(("steps", "eta", "scale"), [(5, 0.0, 1.0), (5, 1.0, 1.0), (10, 0.0, 7.0)])
+def test_ddim_and_guidance_match_the_published(
+    kind: str, steps: int, eta: float, scale: float, arrays: Arrays, tiny_models: Models
+) -> None:
+    z = tiny_models(kind).sample(
+        noise("lq", (2, 4, SIDE, SIDE)), CONTEXT, steps=steps, sampler="ddim", eta=eta, guidance_scale=scale,
+        uncond=UNCOND, x_T=noise("xTd", (2, 4, SIDE, SIDE)), noise=draws("dstep"))
+    assert relative_error(z, arrays("ddim")[f"{kind}_ddim_{steps}_eta{eta}_scale{scale}"]) < 1e-3
+
+
+def oracle(kind: str, x_0: Tensor, told: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser that knows the true latent: its output is exact whatever x is."""
+    schedule = Schedule.from_betas(BETAS)
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        told.append(int(t[0]))
+        eps = objective.eps_from_output("x0", schedule, x_0, x, t)
+        return objective.target(kind, schedule, x_0, eps, t)
+
+    return denoise
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+@pytest.mark.parametrize("steps", [1, 4, 30])
+def test_ancestral_sampling_finds_what_the_denoiser_knows(kind: str, steps: int) -> None:
+    x_0, told = noise("x", (2, 4, 4, 4)), []
+    z = sample_ddpm(oracle(kind, x_0, told), noise("xT", x_0.shape), BETAS, kind, steps, draws("step"))
+    assert relative_error(z, x_0) < 2e-3
+    assert told == space_timesteps(1000, steps)[::-1]
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+@pytest.mark.parametrize("steps", [1, 5, 30])
+def test_ddim_ends_where_its_line_through_x_t_and_x_0_does(kind: str, steps: int) -> None:
+    # With a constant x_0, eta 0 keeps eps constant; the published stride ends at step 0, not before it.
+    x_0, x_start, told = noise("x", (2, 4, 4, 4)), noise("xT", (2, 4, 4, 4)), []
+    z = sample_ddim(oracle(kind, x_0, told), x_start, BETAS, kind, steps, draws("unused"))
+    assert told == list(range(0, 1000, 1000 // steps))[::-1]
+    abar = np.cumprod(1 - BETAS)
+    eps = (x_start - np.sqrt(abar[told[0]]) * x_0) / np.sqrt(1 - abar[told[0]])
+    assert relative_error(z, np.sqrt(abar[0]) * x_0 + np.sqrt(1 - abar[0]) * eps) < 1e-3
+
+
+def test_ancestral_noise_has_the_posterior_variance() -> None:
+    kept = space_timesteps(1000, 3)
+    schedule = Schedule.from_betas(respace(BETAS, kept))
+    x_0, ones = torch.zeros(1, 4, 2, 2), []
+
+    def noise_of(shape: torch.Size) -> Tensor:
+        ones.append(shape)
+        return torch.ones(shape)
+
+    z = sample_ddpm(lambda x, t: x_0, torch.zeros_like(x_0), BETAS, "x0", 3, noise_of)
+    assert len(ones) == 2  # none at the last step
+    assert torch.count_nonzero(z) == 0
+    stop = []
+
+    def second(x: Tensor, t: Tensor) -> Tensor:
+        stop.append(x.clone())
+        return x_0
+
+    sample_ddpm(second, torch.zeros_like(x_0), BETAS, "x0", 3, noise_of)
+    assert relative_error(stop[1], schedule.posterior_variance[2].sqrt().expand_as(x_0)) < 1e-5
+
+
+def test_ddim_is_deterministic_at_eta_0_and_noisy_at_1() -> None:
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return 0.1 * x
+
+    x = noise("xT", (1, 4, 4, 4))
+
+    def sample(eta: float, name: str) -> Tensor:
+        return sample_ddim(denoise, x, BETAS, "eps", 5, draws(name), eta=eta)
+
+    assert torch.equal(sample(0.0, "a"), sample(0.0, "b"))
+    assert relative_error(sample(1.0, "a"), sample(1.0, "b")) > 0.05
+
+
+def test_guidance_is_a_line_through_both_predictions(tiny_models: Models) -> None:
+    model, z_lq, x = tiny_models("eps"), noise("lq", (1, 4, SIDE, SIDE)), noise("xT", (1, 4, SIDE, SIDE))
+
+    def one_step(context: Tensor, **guidance: object) -> Tensor:
+        return model.sample(z_lq, context[:1], steps=1, x_T=x, **guidance)
+
+    # The result of one ancestral step is x_0, which is affine in the network's output.
+    towards, away = one_step(CONTEXT), one_step(UNCOND)
+    guided = one_step(CONTEXT, guidance_scale=3.0, uncond=UNCOND[:1])
+    assert relative_error(guided, away + 3 * (towards - away)) < 1e-5
+    assert relative_error(guided, towards) > 1e-2
+    assert torch.equal(one_step(CONTEXT, guidance_scale=1.0, uncond=UNCOND[:1]), towards)
+
+
+def test_sampling_starts_from_the_noised_lq_latent(tiny_models: Models) -> None:
+    z_lq, seen = noise("lq", (1, 4, SIDE, SIDE)), []
+    model = tiny_models("eps")
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda _module, given: seen.append(given[0].clone()))
+    model.sample(z_lq, CONTEXT[:1], steps=1, noise=draws("start"))
+    hook.remove()
+    abar = np.cumprod(1 - BETAS)[-1]
+    assert relative_error(seen[0], np.sqrt(abar) * z_lq + np.sqrt(1 - abar) * noise("start0", z_lq.shape)) < 1e-5
+
+
+def test_progress_sees_every_step(tiny_models: Models) -> None:
+    seen: list[int] = []
+
+    def progress(steps: range) -> range:
+        seen.extend(steps)
+        return steps
+
+    tiny_models("eps").sample(noise("lq", (1, 4, SIDE, SIDE)), CONTEXT[:1], steps=2, progress=progress)
+    assert seen == [1, 0]
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"sampler": "euler"}, "unknown sampler 'euler'; choose ddpm or ddim"),
+    ({"steps": 0}, "cannot choose 0 of 1000 steps"),
+    ({"steps": 1001, "sampler": "ddim"}, "cannot take 1001 DDIM steps"),
+    ({"steps": 0, "sampler": "ddim"}, "cannot take 0 DDIM steps"),
+    ({"eta": 1.5, "sampler": "ddim"}, "eta is 1.5"),
+    ({"guidance_scale": 7.0}, "needs a negative prompt"),
+    ({"tile_size": 8, "tile_overlap": 8}, "overlap of 8 does not fit tiles of 8"),
+])
+def test_bad_requests_are_refused(wrong: dict, message: str, tiny_models: Models) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_models("eps").sample(noise("lq", (1, 4, 8, 8)), CONTEXT[:1], **{"steps": 2, **wrong})
+
+
+def test_a_model_trained_on_few_steps_samples_on_the_whole_process() -> None:
+    z_lq, x = noise("lq", (1, 4, 8, 8)), noise("xT", (1, 4, 8, 8))
+    context = noise("ctx", (1, 7, 32))
+    few, all_of_them = (stage1(time_replace=count).eval() for count in (10, None))
+    assert torch.equal(few.sample(z_lq, context, steps=4, x_T=x, noise=draws("step")),
+                       all_of_them.sample(z_lq, context, steps=4, x_T=x, noise=draws("step")))

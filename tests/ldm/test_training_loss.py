@@ -1,0 +1,103 @@
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from reference.models import latents, losses, stage1
+from reference.parity import noise, relative_error
+from torch import Tensor
+
+from basicsr.utils.errors import UserError
+from ldm.models.diffusion import objective
+from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.schedule import Schedule, make_betas
+from ldm.models.diffusion.training_loss import TrainingLoss
+
+KINDS = ("eps", "v", "x0")
+TIMES = {"low": torch.tensor([20, 180]), "high": torch.tensor([640, 985])}
+WEIGHT = 0.25
+Arrays = Callable[[str], dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> LatentDiffusionSRTextWT:
+    return stage1("tiny", parameterization=request.param, edge_loss_weight=WEIGHT)
+
+
+def with_output_gradient(model: LatentDiffusionSRTextWT, t: Tensor, edge: bool) -> tuple[Tensor, dict, Tensor, Tensor]:
+    """Loss, parts, the U-Net's output and the gradient of the loss there, with the edge term or without."""
+    kept: list[Tensor] = []
+    hook = model.model.diffusion_model.register_forward_hook(lambda _module, _given, output: kept.append(output))
+    model.edge_loss_weight = WEIGHT if edge else 0.0
+    loss, parts = losses(model, t, "tiny")
+    hook.remove()
+    return loss, parts, kept[0], torch.autograd.grad(loss, kept[0])[0]
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_losses_and_edge_gradient_match_the_published_network(
+    case: str, model: LatentDiffusionSRTextWT, arrays: Arrays
+) -> None:
+    stored, start = arrays("training_and_sampling"), f"{model.parameterization}_{case}_"
+    reference = {name.removeprefix(start): stored[name] for name in stored if name.startswith(start)}
+    plain, plain_parts, output, plain_gradient = with_output_gradient(model, TIMES[case], edge=False)
+    loss, parts, _, gradient = with_output_gradient(model, TIMES[case], edge=True)
+    assert relative_error(output, reference["model_output"]) < 1e-4
+    for name in ("loss_simple", "loss_vlb", "loss"):
+        assert relative_error(plain_parts[f"train/{name}"], reference[f"train_{name}"]) < 1e-4
+    assert relative_error(parts["train/loss_edge"], reference["loss_edge"]) < 1e-3
+    assert relative_error(parts["train/edge_map_mse"], reference["edge_map_mse"]) < 3e-2
+    assert relative_error((gradient - plain_gradient) / WEIGHT, reference["loss_edge_grad"]) < 1e-2
+    given = latents("tiny")
+    x_t = model.schedule.q_sample(given["x_start"], TIMES[case], given["noise"])
+    x_0 = objective.x0_from_output(model.parameterization, model.schedule, output, x_t, TIMES[case])
+    assert relative_error(x_0, reference["pred_x0"]) < 1e-4
+    assert torch.equal(loss.detach(), plain.detach() + WEIGHT * parts["train/loss_edge"])
+
+
+def test_edges_of_the_decoded_truth_match(arrays: Arrays) -> None:
+    model = stage1("tiny")
+    with torch.no_grad():
+        edges = model.edge_loss.generator.edges_01(model.decode(latents("tiny")["x_start"]))
+    want = np.unpackbits(arrays("training_and_sampling")["gt_edge"]).reshape(2, 128, 128)
+    assert (edges[:, 0].numpy() != want).mean() < 1e-3
+
+
+def toy(kind: str = "eps", **params: object) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """The loss of a made-up output, its parts, the error and the weights of the bound."""
+    schedule, t = Schedule.from_betas(make_betas(1000, 0.00085, 0.0120)), torch.tensor([0, 70, 900])
+    shape = (3, 4, 2, 2)
+    x_start, eps, output = noise("x", shape), noise("e", shape), noise("o", shape)
+    weights = objective.vlb_weights(kind, schedule)
+    x_t = schedule.q_sample(x_start, t, eps)
+    report = TrainingLoss(kind, **params)(schedule, weights, output, x_start, x_t, eps, t, None)
+    return report.total, report.parts, output - objective.target(kind, schedule, x_start, eps, t), weights[t]
+
+
+def test_the_loss_is_the_mean_squared_error_by_default() -> None:
+    total, parts, error, _ = toy()
+    assert float(total) == pytest.approx(float(error.square().mean()), rel=1e-6)
+    assert set(parts) == {"loss", "loss_simple", "loss_vlb"}
+    assert not any(value.requires_grad for value in parts.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bound_weighs_every_sample_by_its_timestep(kind: str) -> None:
+    total, parts, error, weights = toy(kind, l_simple_weight=0.5, original_elbo_weight=2.0)
+    bound = (weights * error.square().mean(dim=(1, 2, 3))).mean()
+    assert float(parts["loss_vlb"]) == pytest.approx(float(bound), rel=1e-5)
+    assert float(total) == pytest.approx(float(0.5 * error.square().mean() + 2 * bound), rel=1e-5)
+
+
+def test_the_output_variance_divides_the_error_and_is_added() -> None:
+    total, parts, error, _ = toy(logvar=0.3)
+    assert float(total) == pytest.approx(float(error.square().mean()) / math.exp(0.3) + 0.3, rel=1e-6)
+    assert float(parts["loss_simple"]) == pytest.approx(float(error.square().mean()), rel=1e-6)
+
+
+def test_l1_takes_the_absolute_error() -> None:
+    total, _, error, _ = toy(loss_type="l1")
+    assert float(total) == pytest.approx(float(error.abs().mean()), rel=1e-6)
+    with pytest.raises(UserError, match="loss_type is 'huber'; choose l2"):
+        toy(loss_type="huber")

@@ -1,0 +1,51 @@
+"""What the README says is there: files, flags, YAML keys, make targets."""
+
+import re
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from ldm.cli import parse_arguments
+from ldm.config import check_config, load_config
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_its_files_are_there() -> None:
+    named = set(re.findall(r"`((?:basicsr|ldm|configs|scripts|tests)/[\w/.]*|[\w.]+\.(?:py|yaml)|LICENSE)`", TEXT))
+    named.remove("configs/mine.yaml")  # what the reader is to write
+    assert len(named) > 10
+    beside = ROOT / "ldm/models/diffusion"  # one row of the table names files in this folder by their names alone
+    assert [path for path in named if not (ROOT / path).exists() and not (beside / path).exists()] == []
+
+
+def test_its_yaml_fits(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "stableSRNew").symlink_to(ROOT / "configs/stableSRNew")
+    (tmp_path / "mine.yaml").write_text(block)
+    config = load_config([tmp_path / "mine.yaml"])
+    check_config(config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint)
+    assert config.get("model.params.edge_loss_weight") == 0.1
+
+
+def test_its_commands_parse() -> None:
+    commands = set(re.findall(r"python main\.py ([^`\n]*)", TEXT)) - {"--help"}
+    assert len(commands) >= 5
+    for command in commands:
+        parse_arguments(command.split(), pl.Trainer, ("wandb", "tensorboard", "csv"))
+
+
+def test_its_flags_exist() -> None:
+    values = {"--logger": "csv"}  # the others can take a 1
+    flags = set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)(?=[` ])", TEXT)) - {"--help"}
+    assert {"--resume", "--max_steps", "--no-test"} <= flags
+    for flag in flags:
+        parse_arguments([flag, values.get(flag, "1")], pl.Trainer, ("wandb", "tensorboard", "csv"))
+
+
+def test_its_make_targets_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    said = set(re.findall(r"(?:^|`)make (\w+)", TEXT, re.MULTILINE))
+    assert {"demo", "test", "setup"} <= said <= targets
