@@ -184,9 +184,7 @@ def test(
     except UserError as error:
         log.warning("no test pass: %s", first_line(error))
         return
-    params = dict(config.get("test_data.params", {}))
-    params["validation"] = params.pop("test", None) or params.get("validation")
-    params.pop("train", None)
+    params = {key: value for key, value in config.get("test_data.params", {}).items() if key != "train"}
     values = {**config.values, "test_data": {**config.values["test_data"], "params": params}}
     data = build_data(Config(values, config.sources), settings, "test_data")
     data.setup()

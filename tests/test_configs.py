@@ -289,7 +289,7 @@ def test_published_data_build(block: str, pictures: Path) -> None:
         config.values[block], degradation=config.values["degradation"], sf=4, use_usm=True, queue_size=180
     )
     data.setup()
-    assert set(data.datasets) == ({"test"} if block == "test_data" else {"train", "validation"})
+    assert set(data.datasets) == ({"validation"} if block == "test_data" else {"train", "validation"})
     for dataset in data.datasets.values():
         assert len(dataset) == 5  # two folders of two, and one face
         assert dataset[4]["gt"].shape == (3, 64, 64)

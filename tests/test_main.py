@@ -1,5 +1,6 @@
 """The trainer as its users meet it: the command line, resuming, Ctrl-C, several processes, and mistakes."""
 
+import json
 import os
 import re
 import shlex
@@ -83,6 +84,32 @@ def test_one_command_trains_and_leaves_everything(here: Path, capsys: pytest.Cap
     assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 1
     assert re.search(r"^steps +3$", out, re.M) and re.search(r"^last loss_edge +\d", out, re.M) and str(run.name) in out
     assert "edge loss on the fixed validation batch: " in out
+
+
+def wandb_history(run: Path) -> list[dict[str, float]]:
+    """The points of an offline W&B run, read back from its file by W&B's own reader."""
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    reader = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    lines = subprocess.run(reader, capture_output=True, text=True, check=True).stdout.splitlines()
+    records = [json.loads(line) for line in lines]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def test_the_edge_loss_arrives_in_wandb_and_the_yaml_switches_it(here: Path) -> None:
+    histories = {}
+    for weight in (0, 0.1):
+        (here / "mine.yaml").write_text(f"base: tiny.yaml\nmodel: {{params: {{edge_loss_weight: {weight}}}}}\n")
+        assert main(["--base", "mine.yaml", NO_CALLBACKS, "-n", f"weight{weight}"]) == 0
+        histories[weight] = wandb_history(next((here / "logs").glob(f"*_weight{weight}")))
+    plain, edged = histories[0], histories[0.1]
+    assert len(plain) == len(edged) == 2
+    assert not any("edge" in name for point in plain for name in point)
+    for point in edged:
+        assert point["train/loss_edge"] > 0 and 0 <= point["train/edge_map_mse"] <= 1
+        total = point["train/loss_simple"] + 0.1 * point["train/loss_edge"]
+        assert point["train/loss"] == pytest.approx(total, rel=1e-6)
+    # Same seed, same first step: what the edge loss adds is all that differs.
+    assert edged[0]["train/loss_simple"] == plain[0]["train/loss"]
 
 
 @pytest.mark.parametrize("first", [3, 4])  # in the middle of an epoch of four, and at its end

@@ -4,7 +4,9 @@ A batch is degraded as a whole, so its samples share resize modes and orders of 
 keeps `size` finished pairs and exchanges random ones for those of each new batch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +85,23 @@ class PairPool:
         stored = Pair(self._lq[places], self._gt[places], tuple(self._paths[i] for i in places))  # indexing copies
         self._store(places, pair)
         return stored
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the pool holds and how often it was asked, as plain data and tensors."""
+        return {"lq_pm1": self._lq, "gt_pm1": self._gt, "paths": self._paths, "held": self._held, "calls": self._calls}
+
+    def load_state_dict(self, state: Mapping[str, Any], like: Tensor) -> bool:
+        """Take up a saved state, on the device of `like`, a batch (B, 3, H, W) of the pictures to come.
+
+        Returns:
+            False, with nothing done, where the saved pool has another size or other frames.
+        """
+        lq, gt = state["lq_pm1"], state["gt_pm1"]
+        if lq is None or gt is None or (len(lq), *lq.shape[1:]) != (self.size, *like.shape[1:]):
+            return False
+        self._lq, self._gt = lq.to(like.device), gt.to(like.device)
+        self._paths, self._held, self._calls = list(state["paths"]), state["held"], state["calls"]
+        return True
 
     def _store(self, places: list[int], pair: Pair) -> None:
         """Write the first len(places) samples of `pair` there, each sample's parts to the same place."""

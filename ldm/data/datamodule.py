@@ -39,7 +39,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     Args:
         batch_size: samples per process and step.
         train, validation: `{target, params}` of data sets such as RealESRGANDataset; either may be absent.
-        test: the same; main.py makes it the validation set of the data module that a `test_data:` block names.
+        test: stands in for `validation` where that is absent, as in a `test_data:` block.
         num_workers: loader processes per training process; None for up to 8, by the number of cores.
         wrap: accepted and without effect; StableSR's YAMLs carry it.
         degradation: the YAML's `degradation:` block.
@@ -78,7 +78,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.random_size = random_size
         self.seed = seed
         self.datasets: dict[str, Dataset] = {}
-        self._configs = {"train": train, "validation": validation}
+        self._configs = {"train": train, "validation": validation or test}
         self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm))
         self._queue_size = queue_size
         self._pool: PairPool | None = None
@@ -152,7 +152,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
         The other ranks' pools fill afresh after a resume. Order and degradations need no state: the step decides them.
         """
-        return {"pool": dict(self._pool.__getstate__())} if self._pool is not None else {}  # type: ignore[call-overload]
+        return {"pool": self._pool.state_dict()} if self._pool is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved_pool = state_dict.get("pool")
@@ -169,7 +169,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             rank = self._rank_of()[0]
             self._pool = PairPool(self._pool_size(), self.seed, rank)
             if self._saved_pool is not None and rank == 0:
-                _restore(self._pool, self._saved_pool, like=pair.gt_pm1)
+                self._pool.load_state_dict(self._saved_pool, like=pair.gt_pm1)
             self._saved_pool = None
         return self._pool.push_pop(pair)
 
@@ -199,11 +199,3 @@ class DataModuleFromConfig(pl.LightningDataModule):
     @staticmethod
     def _to_device(batch: Batch, device: torch.device) -> Batch:
         return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-def _restore(pool: PairPool, state: dict[str, Any], like: Tensor) -> None:
-    """Put a saved pool's contents into a new one, on the batches' device, unless size or frames have changed since."""
-    tensors = {key: value.to(like.device) for key, value in state.items() if isinstance(value, Tensor)}
-    same_frames = all(tensor.shape[1:] == like.shape[1:] for tensor in tensors.values())
-    if state.get("size") == pool.size and same_frames:
-        vars(pool).update(state | tensors)

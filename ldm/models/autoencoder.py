@@ -39,6 +39,8 @@ class AutoencoderKL(pl.LightningModule):
         self.encoder = Encoder(config)
         self.decoder = self.make_decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * embed_dim, 1)
+        # A narrow posterior to start training from: at the variance of 1 that zero means, noise drowns the latent.
+        nn.init.constant_(self.quant_conv.bias[embed_dim:], -5.0)  # type: ignore[index]
         self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
         self.loss = instantiate_from_config(lossconfig)
         if ckpt_path is not None:
@@ -65,9 +67,15 @@ class AutoencoderKL(pl.LightningModule):
         self._step(pair, batch_idx, "val")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, its learning rate falling to 0 along half a cosine over the run."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, betas=(0.5, 0.9))
-        steps = int(self.trainer.estimated_stepping_batches)
+        """AdamW, its learning rate falling to 0 along half a cosine over the run.
+
+        Raises UserError for a run without an end, along which nothing can fall.
+        """
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError("an autoencoder's learning rate falls to 0 over the run: set lightning.trainer.max_steps")
+        steps = int(steps)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -83,6 +91,10 @@ class AutoencoderKLResi(AutoencoderKL):
     """The stage-2 autoencoder with CFW: the decoder sees the encoder's features, weighted by `decoder.fusion_w`."""
 
     decoder: FusionDecoder
+
+    def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
+        """Refused: this project uses CFW but does not train it."""
+        raise UserError("AutoencoderKLResi cannot be trained here; use a published CFW checkpoint")
 
     def make_decoder(self, config: DDConfig) -> FusionDecoder:
         return FusionDecoder(config)

@@ -1,6 +1,7 @@
 """Checkpoints: read safely, unwrap, filter, load, and report what happened."""
 
 import logging
+import os
 import pickle
 import zipfile
 from collections import Counter
@@ -142,7 +143,7 @@ def _check_shapes(path: str | Path, own: StateDict, usable: StateDict) -> None:
         raise UserError(
             f"{path}: {key} has shape {tuple(usable[key].shape)} in the file but {tuple(own[key].shape)} in the model"
             f"{_and_more(wrong)}; use the config that belongs to this checkpoint, or leave the tensor at its initial "
-            f"value with ignore_keys: ['{key}']")
+            f"value with ignore_keys: ['{_common_prefix(wrong)}']")
 
 
 def _check_missing(path: str | Path, own: StateDict, missing: list[str]) -> None:
@@ -151,8 +152,14 @@ def _check_missing(path: str | Path, own: StateDict, missing: list[str]) -> None
         raise UserError(
             f"{path}: {key}, of shape {tuple(own[key].shape)} in the model, is not in the file{_and_more(missing)}; "
             "use a complete checkpoint of this model, or leave what is missing at its initial value with "
-            f"ignore_keys: ['{key}']")
+            f"ignore_keys: ['{_common_prefix(missing)}']")
 
 
 def _and_more(keys: Sequence[str]) -> str:
     return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+def _common_prefix(keys: Sequence[str]) -> str:
+    """The one key, or what all of them begin with up to a dot; the first key where they have nothing in common."""
+    shared = os.path.commonprefix(list(keys))
+    return keys[0] if len(keys) == 1 else shared[: shared.rfind(".") + 1] or keys[0]

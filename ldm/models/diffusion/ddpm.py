@@ -78,6 +78,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
 
     learning_rate: float = 5e-5
     lvlb_weights: Tensor
+    original_timesteps: Tensor
 
     def __init__(
         self, first_stage_config: Mapping[str, Any], cond_stage_config: Mapping[str, Any],
@@ -111,8 +112,9 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         self._released_text_tower: StateDict = {}
 
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
-        self.original_timesteps = space_timesteps(timesteps, timesteps if time_replace is None else time_replace)
-        schedule = Schedule.from_betas(respace(self.betas_of_process, self.original_timesteps))
+        kept = space_timesteps(timesteps, timesteps if time_replace is None else time_replace)
+        schedule = Schedule.from_betas(respace(self.betas_of_process, kept))
+        self.register_buffer("original_timesteps", torch.tensor(kept), persistent=False)
         for name in Schedule.names():
             self.register_buffer(name, getattr(schedule, name))
         self.register_buffer("lvlb_weights", objective.vlb_weights(parameterization, schedule), persistent=False)
@@ -205,7 +207,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def _step(self, pair: Pair, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         latents = self.encode(pair, rng)
         t = torch.randint(len(self.original_timesteps), (len(pair),), generator=rng, device=self.device)
-        t_original = torch.tensor(self.original_timesteps, device=self.device)[t]
+        t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
         structure = self.structcond_stage_model(latents.z_lq, t_original)
         return self.p_losses(latents.z_gt, self.context(len(pair)), structure, t, t_original, noise)
@@ -252,7 +254,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def predict_x0(self, latents: Latents, step: int, rng: torch.Generator) -> Tensor:
         """The clean latents that the U-Net sees in `latents.z_gt`, noised to one step of the schedule."""
         t = torch.full((len(latents.z_gt),), step, device=self.device)
-        t_original = torch.full_like(t, self.original_timesteps[step])
+        t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
         x_t = self.schedule.q_sample(latents.z_gt, t, noise)
         structure = self.structcond_stage_model(latents.z_lq, t_original)

@@ -1,5 +1,6 @@
 """The training loss: the denoising error, the variational bound, and the edge term."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class TrainingLoss:
         error = difference.abs() if self.loss_type == "l1" else difference.square()
         simple = error.mean(dim=(1, 2, 3))
         vlb = (vlb_weights[t] * simple).mean()
-        weighed = simple / torch.tensor(self.logvar, device=simple.device).exp() + self.logvar
+        weighed = simple / math.exp(self.logvar) + self.logvar
         total = self.l_simple_weight * weighed.mean() + self.original_elbo_weight * vlb
         parts = {"loss_simple": simple.mean(), "loss_vlb": vlb}
         if edge is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
-from ldm.modules.diffusionmodules.util import group_norm
+from ldm.modules.diffusionmodules.util import group_norm, only_supports, regroup, zero_init
 
 NORM_EPS = 1e-6
 
@@ -18,6 +18,7 @@ class DDConfig:
     """A published `ddconfig` block: the shape of encoder and decoder.
 
     `resolution` only tells which levels `attn_resolutions` means; both networks take pictures of any size.
+    `norm_groups` is ours, for small networks: see `regroup`.
     """
 
     ch: int
@@ -30,6 +31,10 @@ class DDConfig:
     out_ch: int = 3
     double_z: bool = True
     dropout: float = 0.0
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        only_supports("ddconfig", vars(self), {"double_z": True})
 
     @property
     def downsampling(self) -> int:
@@ -57,7 +62,7 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels, NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self._shortcut = shortcut if in_channels != out_channels else None
         if self._shortcut:
             self.add_module(self._shortcut, nn.Conv2d(in_channels, out_channels, 1))
@@ -155,7 +160,8 @@ class Encoder(nn.Module):
             self.down.append(level)
         self.mid = Middle(width, config.dropout)
         self.norm_out = group_norm(width, NORM_EPS)
-        self.conv_out = nn.Conv2d(width, (2 if config.double_z else 1) * config.z_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 2 * config.z_channels, 3, padding=1)
+        regroup(self, config.norm_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x)[0]
@@ -193,6 +199,7 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(levels)
         self.norm_out = group_norm(width, NORM_EPS)
         self.conv_out = nn.Conv2d(width, config.out_ch, 3, padding=1)
+        regroup(self, config.norm_groups)
 
     def forward(self, z: Tensor, after_level: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
         """Decode; `after_level(index, h)`, where given, replaces h between a level's blocks and its upsampling."""

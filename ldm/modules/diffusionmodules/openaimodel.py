@@ -2,6 +2,7 @@
 
 Arguments carry the names of published YAMLs. Those that a published YAML sets but that change nothing here
 (`image_size`, `legacy`, `num_heads_upsample`, `use_fp16`) are accepted for its sake: precision is the trainer's matter.
+`norm_groups` is ours, for small networks: see `regroup`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from ldm.modules.diffusionmodules.blocks import (
     StageSequential,
     Upsample,
 )
-from ldm.modules.diffusionmodules.util import group_norm, only_supports, timestep_embedding, zero_init
+from ldm.modules.diffusionmodules.util import group_norm, only_supports, regroup, timestep_embedding, zero_init
 
 ONLY_SUPPORTED = {"conv_resample": True, "dims": 2, "use_scale_shift_norm": False, "resblock_updown": False,
                   "use_new_attention_order": False}
@@ -66,6 +67,7 @@ class UNetModelDualcondV2(nn.Module):
         use_spatial_transformer: bool = True, conv_resample: bool = True, dims: int = 2,
         use_scale_shift_norm: bool = False, resblock_updown: bool = False, use_new_attention_order: bool = False,
         image_size: int | None = None, legacy: bool = False, num_heads_upsample: int = -1, use_fp16: bool = False,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         only_supports("UNetModelDualcondV2", locals(), ONLY_SUPPORTED | {"use_spatial_transformer": True})
@@ -109,6 +111,7 @@ class UNetModelDualcondV2(nn.Module):
 
         self.out = nn.Sequential(
             group_norm(width, NORM_EPS), nn.SiLU(), zero_init(nn.Conv2d(width, out_channels, 3, padding=1)))
+        regroup(self, norm_groups)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, struct_cond: Mapping[str, Tensor]) -> Tensor:
         run = partial(run_stage, self.use_checkpoint)
@@ -136,7 +139,7 @@ class EncoderUNetModelWT(nn.Module):
         num_heads: int = 4, num_head_channels: int = -1, use_checkpoint: bool = False, conv_resample: bool = True,
         dims: int = 2, use_scale_shift_norm: bool = False, resblock_updown: bool = False,
         use_new_attention_order: bool = False, image_size: int | None = None, use_fp16: bool = False,
-        num_heads_upsample: int = -1,
+        num_heads_upsample: int = -1, norm_groups: int = 32,
     ) -> None:
         super().__init__()
         only_supports("EncoderUNetModelWT", locals(), ONLY_SUPPORTED)
@@ -166,6 +169,7 @@ class EncoderUNetModelWT(nn.Module):
         self.middle_block = StageSequential(
             ResBlock(width, emb, width, dropout), attention(width), ResBlock(width, emb, width, dropout))
         self.fea_tran = nn.ModuleList(ResBlock(w, emb, out_channels, dropout) for w in feature_widths)
+        regroup(self, norm_groups)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
         run = partial(run_stage, self.use_checkpoint)
