@@ -72,11 +72,21 @@ class RunFolder:
         return folder, checkpoint
 
     def save(self, config_yaml: str, settings: RunSettings) -> None:
-        """Write the config and the settings; a resumed run's config goes beside the earlier ones."""
-        for name in ("checkpoints", "configs", "images"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        (self.path / "configs" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-config.yaml").write_text(config_yaml)
-        (self.path / "configs" / "run.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
+        """Write the config and the settings; a resumed run's config goes beside the earlier ones.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        configs = self.path / "configs"
+        try:
+            for name in ("checkpoints", "configs", "images"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+            (configs / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-config.yaml").write_text(config_yaml)
+            (configs / "run.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
+        except OSError as error:
+            raise UserError(
+                f"the run folder {self.path} cannot be written ({error.strerror}); choose another place with --logdir"
+            ) from error
 
     def saved_config(self) -> Path:
         """The newest saved config."""

@@ -227,6 +227,18 @@ def test_mistakes_get_one_line(
     assert not (here / "logs").exists()
 
 
+@pytest.mark.parametrize(("words", "line"), [
+    (["-l", "pictures/0.png"], "the run folder pictures/0.png/"),
+    (["degradation.gt_size=30"], "multiples of 2, these have 15 x 15 cells"),
+])  # fmt: skip
+def test_mistakes_that_show_later_get_one_line_too(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    assert train(*words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and line in error
+
+
 @pytest.mark.parametrize(("spoil", "line"), [
     (lambda file: file.write_bytes(b"no checkpoint"), "cannot be read as a checkpoint"),
     (lambda file: file.write_bytes(file.read_bytes()[:5000]), "cannot be read as a checkpoint"),

@@ -55,8 +55,8 @@ class UNetModelDualcondV2(nn.Module):
     """Stable Diffusion's U-Net, each residual block of which is modulated by structure features through SPADE.
 
     forward(x (B, in, h, w), timesteps (B,), context (B, L, context_dim), struct_cond {str(width): (B, semb, ., width)})
-    -> (B, out, h, w); h and w must be divisible by 2^(levels - 1). `use_checkpoint` recomputes every stage in the
-    backward pass.
+    -> (B, out, h, w). `use_checkpoint` recomputes every stage in the backward pass. Raises UserError where h or w is no
+    multiple of 2^(levels - 1).
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class UNetModelDualcondV2(nn.Module):
         only_supports("UNetModelDualcondV2", locals(), ONLY_SUPPORTED | {"use_spatial_transformer": True})
         self.model_channels = model_channels
         self.use_checkpoint = use_checkpoint
+        self.downsampling = 2 ** (len(channel_mult) - 1)
         self.time_embed = time_embedding(model_channels)
         emb = 4 * model_channels
 
@@ -114,6 +115,12 @@ class UNetModelDualcondV2(nn.Module):
         regroup(self, norm_groups)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, struct_cond: Mapping[str, Tensor]) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % self.downsampling or width % self.downsampling:
+            raise UserError(
+                f"the U-Net takes latents whose sides are multiples of {self.downsampling}, these have {height} x "
+                f"{width} cells: choose gt_size and crop_size to be multiples of {self.downsampling} cells' pixels "
+                "(of 64 for published models)")
         run = partial(run_stage, self.use_checkpoint)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         h, skips = x, []
