@@ -1,5 +1,6 @@
 """Train: `python main.py --base A.yaml [B.yaml ...] [key.path=value ...]`. `--help` explains all."""
 
+import errno
 import logging
 import shlex
 import signal
@@ -17,8 +18,18 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
+from basicsr.utils import checks
 from basicsr.utils.errors import UserError
-from ldm.callbacks import EdgeProbe, ImageLogger, Interrupted, KeepLast, StepCheckpoint, StepProgress, last_losses
+from ldm.callbacks import (
+    EdgeProbe,
+    ImageLogger,
+    Interrupted,
+    KeepLast,
+    StepCheckpoint,
+    StepProgress,
+    WholeFiles,
+    last_losses,
+)
 from ldm.cli import Options, parse_arguments
 from ldm.config import Config, check_config, check_paths, load_config
 from ldm.data.datamodule import DataModuleFromConfig
@@ -32,6 +43,9 @@ __all__ = ["DataModuleFromConfig", "EdgeProbe", "ImageLogger", "main"]
 
 log = logging.getLogger("main")
 
+# Weights stay in 32 bits: the pairs do, and what trains in pure half precision loses its small updates.
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
@@ -42,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return tell(*(f"error: {line}" for line in str(error).splitlines()), status=2)
     except MisconfigurationException as error:
         return tell(f"error: {first_line(error)}", status=2)
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return tell(f"error: {error.filename or 'a file could not be written'}: {error.strerror}", status=2)
     except KeyboardInterrupt:
         return tell("interrupted", status=130)
 
@@ -83,14 +101,23 @@ def run(options: Options) -> int:
         if not keep_last.asked:
             raise
         return stopped(trainer, folder, "stopped at once: the newest steps are lost")
-    except RuntimeError as error:
-        if "loading state_dict" in str(error):
-            raise UserError(f"{checkpoint} does not fit the config's model: {first_line(error, 1)}") from error
-        raise
+    except (RuntimeError, ValueError) as error:
+        raise explained(error, checkpoint) from error
     finally:
         finish_loggers(trainer.loggers)
     summarise(trainer, folder, time.monotonic() - started)
     return 0
+
+
+def explained(error: Exception, checkpoint: Path | None) -> Exception:
+    """The user's error that Lightning means by a bare one, or else the same."""
+    text = str(error)
+    if "loading state_dict" in text or "parameter group" in text:
+        return UserError(f"{checkpoint} does not fit the config's model: {first_line(error, 1):.200}; to start anew "
+                         f"from its weights, pass model.params.ckpt_path={checkpoint}")
+    if any(known in text for known in ("val_check_interval", "Early stopping conditioned", "ModelCheckpoint(monitor")):
+        return UserError(f"lightning: {first_line(error)}")
+    return error
 
 
 def begin(options: Options) -> tuple[RunFolder, Path | None, RunSettings, Config]:
@@ -105,6 +132,8 @@ def begin(options: Options) -> tuple[RunFolder, Path | None, RunSettings, Config
         files = [str(folder.saved_config()), *options.base]
         settings = RunSettings(**{**vars(folder.saved_settings()), **given})
         return folder, checkpoint, settings, load_config(files, options.overrides, flags)
+    if options.seed is not None:
+        checks.whole_number("--seed", options.seed, 0, 2**32 - 1)
     if not options.base:
         raise UserError("no config: python main.py --base CONFIG.yaml (--help explains all)")
     config = load_config(options.base, options.overrides, flags)
@@ -118,6 +147,12 @@ def build_trainer(config: Config, folder: RunFolder, keep_last: KeepLast) -> pl.
     """The Trainer that `lightning:` describes, with our callbacks and no logger yet."""
     arguments: dict[str, Any] = {"num_sanity_val_steps": 0, **config.get("lightning.trainer", {})}
     # Around a hundred points for a short run's curves; every 50th step of a long one.
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps"):
+        if arguments.get(name) is not None:
+            checks.whole_number(f"lightning.trainer.{name}", arguments[name], 1)
+    if (arguments.get("precision") or 32) not in PRECISIONS:
+        known = ", ".join(map(str, PRECISIONS))
+        raise UserError(f"lightning.trainer.precision is {arguments['precision']!r}: choose one of {known}")
     arguments.setdefault("log_every_n_steps", min(50, max(1, arguments.get("max_steps", -1) // 100)))
     checkpoints: dict[str, Any] = {"save_last": True, "enable_version_counter": False}
     checkpoints |= config.get("lightning.modelcheckpoint.params", {})
@@ -129,6 +164,9 @@ def build_trainer(config: Config, folder: RunFolder, keep_last: KeepLast) -> pl.
     callbacks: list[Callback] = [
         instantiate_from_config(callback) for callback in config.get("lightning.callbacks", {}).values()
     ]
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UserError(f"lightning.callbacks: {callback!r} is no callback of Lightning's")
     if arguments.get("enable_progress_bar") is not False:
         callbacks.append(StepProgress())
     try:
@@ -136,6 +174,7 @@ def build_trainer(config: Config, folder: RunFolder, keep_last: KeepLast) -> pl.
             **arguments,
             callbacks=[*callbacks, keep_last, StepCheckpoint(**checkpoints)],
             logger=False,
+            plugins=[WholeFiles()],
             default_root_dir=folder.path,
             use_distributed_sampler=False,  # the data module's own sampler deals to the ranks
             enable_model_summary=arguments.pop("enable_model_summary", False),
@@ -160,7 +199,7 @@ def build_model(config: Config, settings: RunSettings, trainer: pl.Trainer) -> p
     """The model with its learning rate: base_learning_rate, scaled where --scale_lr asks for it."""
     block = dict(config.values["model"])
     base = block.pop("base_learning_rate", None)
-    if isinstance(base, bool) or not isinstance(base, (int, float)) or base <= 0:
+    if isinstance(base, bool) or not isinstance(base, (int, float)) or not 0 < base < float("inf"):
         raise UserError(f"model.base_learning_rate is {base!r}: it must be a number above 0, such as 5.0e-05")
     rate, text = float(base), ""
     if settings.scale_lr:

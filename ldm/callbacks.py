@@ -1,18 +1,20 @@
 """What happens around the training steps: pictures, probe, progress, and stopping without losing anything."""
 
 import logging
+import math
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from tqdm import tqdm
@@ -111,6 +113,26 @@ class EdgeProbe(Callback):
             return {key: float(value) for key, value in pl_module.edge_probe(_example_pair(trainer, pl_module)).items()}
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then renames it: a former one is there until the new one is whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """As Lightning calls it. Raises UserError where the disk is full or the folder cannot be written."""
+        target = Path(path)
+        draft = target.with_name(target.name + ".part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(checkpoint, draft)
+            draft.replace(target)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter for a full disk
+            with suppress(OSError):
+                draft.unlink()
+            reason = getattr(error, "strerror", None) or "is the disk full?"
+            kept = "the former one is as it was" if target.exists() else "there is no former one"
+            raise UserError(f"the checkpoint {target} cannot be written ({reason}); {kept}. Make room, then --resume "
+                            "the run") from error
+
+
 class Interrupted(Exception):  # noqa: N818  (no error: somebody asked for it)
     """Training was asked to stop, and has stopped with everything saved."""
 
@@ -195,6 +217,7 @@ class StepProgress(ProgressBar):
         super().__init__()
         self._bar: tqdm | None = None
         self._enabled = True
+        self._warned = False
         self._step = self._first_step = 0
         self._started = self._next_news = 0.0
 
@@ -230,6 +253,10 @@ class StepProgress(ProgressBar):
         elif news:
             self._next_news = now + max(10, 0.05 * (now - self._started))
             self._write_line(trainer, now - self._started)
+        if news and not self._warned and not all(map(math.isfinite, last_losses(trainer).values())):
+            self._warned = True
+            log.warning("the loss is no finite number any more at step %d: stop (Ctrl-C), and start from an earlier "
+                        "checkpoint with a smaller model.base_learning_rate", self._step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()

@@ -15,7 +15,8 @@ from ldm.util import closest
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 # Trainer arguments that this program sets itself.
-NOT_OFFERED = ("self", "logger", "callbacks", "plugins", "default_root_dir", "use_distributed_sampler", "barebones")
+NOT_OFFERED = ("self", "logger", "callbacks", "plugins", "default_root_dir", "use_distributed_sampler", "barebones",
+               "enable_checkpointing")
 
 DESCRIPTION = """\
 Train a model from YAML configs.

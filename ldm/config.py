@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from basicsr.utils.errors import UserError
@@ -52,7 +52,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The whole config as YAML."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.values))
+        return yaml.safe_dump(self.values, sort_keys=False)
 
 
 def load_config(
@@ -73,7 +73,7 @@ def load_config(
     for source, layer in layers:
         try:
             merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a mapping stands, or the like
             raise UserError(f"{source}: {_first_line(error)}") from error
         for path in _paths(OmegaConf.to_container(layer, resolve=False), ()):
             sources[path] = source
@@ -105,6 +105,10 @@ def check_config(config: Config, *, trainer: Callable, modelcheckpoint: Callable
     for key in lightning:
         if key not in LIGHTNING:
             raise config.error(("lightning", key), f"unknown key{closest(key, LIGHTNING)}")
+    for key, instead in (("logger", "--logger"), ("callbacks", "lightning.callbacks"), ("plugins", "nothing")):
+        if key in (_mapping(config, ("lightning", "trainer")) or {}):
+            raise config.error(("lightning", "trainer", key), f"is set by this program; use {instead} instead")
+    _mapping(config, ("test_data",))
     _check_block(config, ("lightning", "trainer"), trainer, "Trainer")
     _check_block(config, ("lightning", "modelcheckpoint", "params"), modelcheckpoint, "ModelCheckpoint")
     for name in _mapping(config, ("lightning", "callbacks")) or {}:
@@ -126,14 +130,22 @@ def check_paths(config: Config, blocks: Sequence[str] = ("model", "data")) -> No
             if path[-1] in PATH_KEYS:
                 value = config.get(".".join(path))
                 for item in value if isinstance(value, list) else [value]:
-                    if isinstance(item, str) and item and not Path(item).expanduser().exists():
-                        missing.append(str(config.error(path, f"{item!r} is not there; {_where_to_get(path, item)}")))
+                    if item == "" and path[-1] == "ckpt_path":
+                        missing.append(str(config.error(path, "is empty; give a path, or null for none")))
+                    elif isinstance(item, str) and item and not Path(item).expanduser().exists():
+                        place = "" if Path(item).expanduser().is_absolute() else f" in {Path.cwd()}"
+                        advice = f"{item!r} is not there{place}; {_where_to_get(path, item)}"
+                        missing.append(str(config.error(path, advice)))
     if missing:
         raise UserError("\n".join(missing))
 
 
 def _where_to_get(path: KeyPath, item: str) -> str:
     key = ".".join(path)
+    if Path(item).parts[:2] == ("configs", "demo"):
+        return "it comes with this project: start in its folder"
+    if Path(item).parts[:2] == ("data", "demo"):
+        return "python scripts/demo_photos.py, in this project's folder, makes it"
     if path[-1] == "ckpt_path":
         name = Path(item).name.lower()
         sd21 = "v2-1" in name or "512-ema" in name or path == ("model", "params", "ckpt_path")
@@ -154,6 +166,8 @@ def _read_chain(file: Path, above: tuple[Path, ...]) -> list[tuple[str, DictConf
         raise UserError(f"{file}: `base:` runs in a circle: {circle}")
     layer = _read_yaml(file)
     parents = layer.pop("base", None)
+    if not all(isinstance(name, str) for name in (parents if isinstance(parents, ListConfig) else [parents or ""])):
+        raise UserError(f"{file}: base: {parents!r} is no YAML file's name, and no list of such")
     layers: list[tuple[str, DictConfig]] = []
     for parent in [parents] if isinstance(parents, str) else parents or []:
         try:

@@ -17,6 +17,7 @@ from basicsr.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 CHOICES = ("wandb", "tensorboard", "csv")
+WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
 def is_first_process() -> bool:
@@ -103,7 +104,7 @@ def make_loggers(
         try:
             loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
         except ModuleNotFoundError as error:
-            raise UserError("--logger tensorboard needs a package: pip install 'stablesr-edge[tensorboard]'") from error
+            raise UserError("--logger tensorboard needs a package: pip install tensorboard") from error
     elif kind == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
         log.info("W&B is switched off (WANDB_MODE=disabled); the numbers go to metrics.csv alone")
     elif kind == "wandb" and is_first_process():
@@ -119,8 +120,10 @@ def _wandb_logger(
     """A W&B run that never asks anything: offline without a key, and offline too when the server cannot be reached."""
     import wandb
 
+    if (wanted := os.environ.get("WANDB_MODE")) and wanted not in WANDB_MODES:
+        raise UserError(f"WANDB_MODE is {wanted!r}: choose one of {', '.join(WANDB_MODES)}, or unset it")
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
-    why = "no API key and no WANDB_MODE" if "WANDB_MODE" not in os.environ else f"WANDB_MODE={mode}"
+    why = "no API key and no WANDB_MODE" if not os.environ.get("WANDB_MODE") else f"WANDB_MODE={mode}"
 
     def start(mode: str) -> Any:
         quiet = wandb.Settings(silent=mode != "online", console="off", init_timeout=30)

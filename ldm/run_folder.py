@@ -14,6 +14,7 @@ from basicsr.utils.errors import UserError
 
 # Lightning starts further processes by running the same command again; they inherit the first one's environment.
 RUN_FOLDER_VARIABLE = "STABLESR_EDGE_RUN_FOLDER"
+MAX_NAME = 200  # file systems allow 255 bytes, of which the time takes some
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,14 @@ class RunFolder:
 
     @classmethod
     def new(cls, logdir: str, name: str) -> "RunFolder":
-        """A folder named by the time, the same one in every process that this one starts; nothing is made yet."""
+        """A folder named by the time, the same one in every process that this one starts; nothing is made yet.
+
+        Raises:
+            UserError: `name` cannot be a part of a folder's name.
+        """
+        if not logdir or os.sep in name or len(name.encode()) > MAX_NAME:
+            raise UserError(f"--logdir {logdir!r}, --name {name!r}: give a folder, and a name of at most {MAX_NAME} "
+                            f"letters without {os.sep}")
         if RUN_FOLDER_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
             path = Path(logdir) / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
             taken = 1
@@ -57,7 +65,7 @@ class RunFolder:
         Raises:
             UserError: there is no such thing, no checkpoint in it, or a file that is not in a run's folder.
         """
-        path = Path(target)
+        path = Path(target).expanduser().resolve() if Path(target).is_file() else Path(target).expanduser()
         if not path.exists():
             raise UserError(f"--resume {target}: there is no such folder or file")
         folder = cls(path if path.is_dir() else path.parent.parent)

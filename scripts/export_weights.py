@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
@@ -17,12 +18,18 @@ from ldm.models.diffusion.checkpoint import read_state_dict
 
 
 def export(source: Path, target: Path) -> None:
-    """Convert; raises UserError where `source` is no checkpoint or `target` is there already."""
+    """Convert; raises UserError where `source` is no checkpoint or `target` is there already or cannot be written."""
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target} does not end with .safetensors, by which it is known as such: choose another name")
     if target.exists():
         raise UserError(f"{target} is there already; delete it first, or choose another name")
     state = {key: value.to(torch.float16) if value.is_floating_point() else value
              for key, value in read_state_dict(source).items()}
-    save_file({key: value.contiguous() for key, value in state.items()}, target)
+    try:
+        save_file({key: value.contiguous() for key, value in state.items()}, target)
+    except (OSError, SafetensorError) as error:
+        target.unlink(missing_ok=True)
+        raise UserError(f"{target} cannot be written: {error}") from error
     print(f"{target}: {len(state)} tensors, {target.stat().st_size / 1e6:.2f} MB")
 
 
@@ -34,4 +41,5 @@ if __name__ == "__main__":
     try:
         export(args.source, args.target)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

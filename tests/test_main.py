@@ -1,5 +1,6 @@
 """The trainer as its users meet it: the command line, resuming, Ctrl-C, several processes, and mistakes."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import skimage.data
+import torch
 import yaml
 from PIL import Image
 
@@ -51,6 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for index in range(4):
         photo.crop((64 * index, 64, 64 * index + 48, 112)).save(tmp_path / "pictures" / f"{index}.png")
     (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "five.yaml").write_text("base: 5")
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -211,8 +214,18 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--base", "tiny.yaml", "data.params.batch_size=9"], "takes 9 pictures and the training set has 4"),
         (["--base", "tiny.yaml", "data.params.batch_size=4"], "size=2 is no multiple of data.params.batch_size=4"),
         (["--base", "tiny.yaml", "model.base_learning_rate=0"], "must be a number above 0"),
-        (["--base", "tiny.yaml", "model.params.ckpt_path=gone.ckpt"], "'gone.ckpt' is not there; get v2-1_512-ema"),
+        (["--base", "tiny.yaml", "model.params.ckpt_path=gone.ckpt"], "; get v2-1_512-ema"),
         (["--base", "tiny.yaml", "degradation.nose_range=[1,2]"], "noise_range"),
+        (["--base", "tiny.yaml", "--seed", "-1"], "--seed is -1"),
+        (["--base", "tiny.yaml", "--accumulate_grad_batches", "0"], "lightning.trainer.accumulate_grad_batches is 0"),
+        (["--base", "tiny.yaml", "--precision", "bf16-true"], "precision is 'bf16-true': choose one of 32-true,"),
+        (["--base", "tiny.yaml", "data.params.train=[]"], "command line: Cannot merge"),
+        (["--base", "tiny.yaml", "test_data=3"], "test_data: must be a mapping"),
+        (["--base", "tiny.yaml", "model.base_learning_rate=.inf"], "it must be a number above 0"),
+        (["--base", "tiny.yaml", "-n", "a/b"], "a name of at most"),
+        (["--base", "tiny.yaml", "model.params.ckpt_path=''"], "model.params.ckpt_path: is empty"),
+        (["--base", "tiny.yaml", "lightning.trainer.logger=true"], "use --logger instead"),
+        (["--base", "five.yaml"], "five.yaml: base: 5 is no YAML file's name"),
         (["--resume", "logs/none"], "there is no such folder or file"),
         (["--resume", "pictures"], "last.ckpt is not there"),
         (["--resume", "garbage", "-n", "x"], "keeps its folder"),
@@ -230,6 +243,9 @@ def test_mistakes_get_one_line(
 @pytest.mark.parametrize(("words", "line"), [
     (["-l", "pictures/0.png"], "the run folder pictures/0.png/"),
     (["degradation.gt_size=30"], "multiples of 2, these have 15 x 15 cells"),
+    (["data.params.num_workers=-1"], "data.params.num_workers is -1: give a number of 0 or more"),
+    (["data.params.train.params.crop_size=0"], "data.params.train: crop_size is 0"),
+    (["--val_check_interval", "1000"], "lightning: `val_check_interval` (1000) must be"),
 ])  # fmt: skip
 def test_mistakes_that_show_later_get_one_line_too(
     here: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
@@ -251,6 +267,29 @@ def test_a_spoilt_checkpoint(here: Path, capsys: pytest.CaptureFixture[str], spo
     capsys.readouterr()
     assert main(["--resume", str(run), "--max_steps", "2"]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_former_checkpoint(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(checkpoint: object, file: Path) -> None:
+        file.write_bytes(b"half a checkpo")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert train("--max_steps", "1") == 0
+    last = only_run(here) / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    capsys.readouterr()
+    monkeypatch.setattr(torch, "save", fill)
+    assert main(["--resume", str(only_run(here)), "--max_steps", "2"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "last.ckpt cannot be written (No space left on device); the former one is as it was" in error
+    assert last.read_bytes() == before and [file.name for file in last.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_loss_that_is_no_number_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("model.params.scale_factor=.nan") == 0
+    assert "the loss is no finite number any more at step 1" in capsys.readouterr().out
 
 
 def test_a_failed_resume_leaves_the_run_as_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

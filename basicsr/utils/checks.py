@@ -12,7 +12,8 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{name} is {value!r}: give a number")
     if not low <= value <= high:
-        raise UserError(f"{name} is {value}: give a number from {low:g} to {high:g}")
+        limits = f"of {low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+        raise UserError(f"{name} is {value}: give a number {limits}")
     return float(value)
 
 

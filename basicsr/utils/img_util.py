@@ -88,6 +88,8 @@ def read_rgb_01(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
+    if not os.path.isfile(path) and os.path.exists(path):
+        raise UserError("it is no file")  # to open a pipe would wait for ever
     # Given a file and not its name, Pillow does not map it into memory; where it does, it mixes up the rows of
     # uncompressed TIFFs whose orientation exchanges height and width.
     with open(path, "rb") as file, Image.open(file) as picture:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
 from basicsr.data.pair_pool import Pair, PairPool
 from basicsr.data.transforms import random_crop_pair
+from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.data.sampler import TrainingSampler
@@ -71,6 +72,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.params.batch_size is {batch_size}: it must be at least 1")
+        if num_workers is not None:
+            checks.whole_number("data.params.num_workers", num_workers, 0)
         if degradation is None:
             raise UserError("the config has no `degradation:` block: low-quality pictures cannot be made without one")
         self.batch_size = batch_size
@@ -89,7 +92,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
         for role, config in self._configs.items():
             if config is not None and role not in self.datasets:
                 params = {"seed": self.seed, **(config.get("params") or {})}
-                self.datasets[role] = Numbered(instantiate_from_config({**config, "params": params}))
+                try:
+                    self.datasets[role] = Numbered(instantiate_from_config({**config, "params": params}))
+                except UserError as error:
+                    raise UserError(f"data.params.{role}: {error}") from error
 
     def check_sizes(self, ranks: int) -> None:
         """Raise a UserError where `ranks` processes would not get a whole batch each, or the pool no whole batches."""

@@ -38,7 +38,7 @@ def read_state_dict(path: str | Path) -> StateDict:
 
     Raises UserError where the file is missing, truncated, or holds no tensors.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         where = "it is a folder" if path.is_dir() else "check the path"
         raise UserError(f"no checkpoint at {path}: {where} (README, \"Checkpoints\", says where to get the files)")
@@ -142,8 +142,7 @@ def _check_shapes(path: str | Path, own: StateDict, usable: StateDict) -> None:
         key = wrong[0]
         raise UserError(
             f"{path}: {key} has shape {tuple(usable[key].shape)} in the file but {tuple(own[key].shape)} in the model"
-            f"{_and_more(wrong)}; use the config that belongs to this checkpoint, or leave the tensor at its initial "
-            f"value with ignore_keys: ['{_common_prefix(wrong)}']")
+            f"{_and_more(wrong)}; use the config that belongs to this checkpoint{_or_ignore(wrong)}")
 
 
 def _check_missing(path: str | Path, own: StateDict, missing: list[str]) -> None:
@@ -151,15 +150,15 @@ def _check_missing(path: str | Path, own: StateDict, missing: list[str]) -> None
         key = missing[0]
         raise UserError(
             f"{path}: {key}, of shape {tuple(own[key].shape)} in the model, is not in the file{_and_more(missing)}; "
-            "use a complete checkpoint of this model, or leave what is missing at its initial value with "
-            f"ignore_keys: ['{_common_prefix(missing)}']")
+            f"use a complete checkpoint of this model{_or_ignore(missing)}")
 
 
 def _and_more(keys: Sequence[str]) -> str:
     return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
 
 
-def _common_prefix(keys: Sequence[str]) -> str:
-    """The one key, or what all of them begin with up to a dot; the first key where they have nothing in common."""
+def _or_ignore(keys: Sequence[str]) -> str:
+    """The other way out, where one prefix up to a dot stands for all the keys."""
     shared = os.path.commonprefix(list(keys))
-    return keys[0] if len(keys) == 1 else shared[: shared.rfind(".") + 1] or keys[0]
+    prefix = keys[0] if len(keys) == 1 else shared[: shared.rfind(".") + 1]
+    return f", or leave its initial value with ignore_keys: ['{prefix}']" if prefix else ""
