@@ -205,8 +205,16 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         """The loss on one batch; all its randomness is a function of seed, rank, epoch and batch."""
         place = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
         loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
+        self._forget_absent(parts)
         self.log_dict(parts, batch_size=len(pair))
         return loss
+
+    def _forget_absent(self, parts: Mapping[str, Tensor]) -> None:
+        """See that what this step does not measure is not logged: Lightning would repeat an earlier step's value."""
+        results = self._trainer._results if self._trainer is not None else None
+        for key in [key for key in results or {} if key.startswith("training_step.") and
+                    key.removeprefix("training_step.") not in parts]:
+            del results[key]
 
     def validation_step(self, pair: Pair, batch_idx: int) -> None:
         """Log the denoising losses; timesteps and noise are the same at every validation."""
