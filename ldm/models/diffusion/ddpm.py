@@ -211,10 +211,10 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
 
     def _forget_absent(self, parts: Mapping[str, Tensor]) -> None:
         """See that what this step does not measure is not logged: Lightning would repeat an earlier step's value."""
-        results = self._trainer._results if self._trainer is not None else None
-        for key in [key for key in results or {} if key.startswith("training_step.") and
-                    key.removeprefix("training_step.") not in parts]:
-            del results[key]
+        logged = {} if self._trainer is None else self._trainer._results or {}
+        for key in set(logged) - {f"training_step.{name}" for name in parts}:
+            if key.startswith("training_step."):
+                del logged[key]
 
     def validation_step(self, pair: Pair, batch_idx: int) -> None:
         """Log the denoising losses; timesteps and noise are the same at every validation."""
