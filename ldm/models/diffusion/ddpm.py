@@ -211,7 +211,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
 
     def _forget_absent(self, parts: Mapping[str, Tensor]) -> None:
         """See that what this step does not measure is not logged: Lightning would repeat an earlier step's value."""
-        logged = {} if self._trainer is None else self._trainer._results or {}
+        logged: dict[str, Any] = {} if self._trainer is None else self._trainer._results or {}
         for key in set(logged) - {f"training_step.{name}" for name in parts}:
             if key.startswith("training_step."):
                 del logged[key]

@@ -135,7 +135,7 @@ class EdgeOptions:
 
     def check_process(self, t_original: Tensor, abar: Tensor) -> None:
         """Raise UserError where not one step of a process, given as to `passes`, would have an edge loss."""
-        if not self.passes(t_original, abar).any():
+        if self.gated and not self.passes(t_original, abar).any():
             best = float((abar / (1 - abar)).max())
             raise UserError(f"model.params.edge_max_timestep {self.max_timestep} and edge_min_snr {self.min_snr} leave "
                             f"no step with an edge loss; the least noisy has SNR {best:.4g}")
