@@ -1,11 +1,12 @@
 """What the edge loss costs: FLOPs, seconds and peak memory of a training step without it, with it, and with windows.
 
-    python benchmarks/edge_overhead.py [--device cpu|cuda] [--rounds 8] [--frame PIXELS] [--batch 1] [--seconds-for SIZE ...]
+    python benchmarks/edge_overhead.py [--device cpu|cuda] [--rounds 8] [--frame PIXELS] [--batch 1]
+                                       [--seconds-for SIZE ...]
 
-`full` is configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml, `small` the demo's networks; both have random weights,
-which cost as much as trained ones. FLOPs are PyTorch's counter's: convolutions, matrix products and attention. Those of
-the full size are counted on tensors without data, so that they need neither a GPU nor memory: of the two encodings, the
-main loss, and the decodings one by one. The gate's figure is the mean over timesteps.
+`full` is configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml, `small` the demo's networks; both have random
+weights, which cost as much as trained ones. FLOPs are PyTorch's counter's: convolutions, matrix products and attention.
+They are counted on tensors without data, so that they need neither a GPU nor memory: of the two encodings, the main
+loss, and the decodings one by one. The gate's figure is the mean over timesteps.
 
 Seconds are of whole steps, optimiser included, the arms in turns within each round. A gated step decodes or does not,
 so beside the median of the rounds' ratios to the first arm stands the ratio of the sums over all rounds.
@@ -14,7 +15,6 @@ so beside the median of the rounds' ratios to the first arm stands the ratio of 
 import argparse
 import logging
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -130,7 +130,9 @@ def peak_on_cpu(size: str, arm: str, frame: int, batch: int) -> float:
     bench.model.original_timesteps.clamp_(max=LAST_STEP)
     for index in range(2):
         bench.step(arm, index)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Not getrusage's figure: a new process inherits that of the one that started it.
+    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024 / 1e9
 
 
 def peak_memory(bench: Bench, size: str, frame: int, batch: int) -> dict[str, float]:

@@ -1,12 +1,12 @@
-"""How far an edge loss on windows is from the full frame's: the decoder's group norms and attention see the window alone.
+"""How far an edge loss on windows is from the full frame's: the decoder's norms and attention see the window alone.
 
     python benchmarks/edge_window_error.py [--frame 192] [--crops 4 8 16 24] [--noise 0.3] [--config YAML]
 
 Frames of scikit-image's photographs are encoded by the config's autoencoder. The prediction is their latent plus noise
 of that standard deviation. Printed for each window's side, as means over photographs and windows: how much the window's
 picture differs from the same part of the whole decoded frame, as a share of the picture's standard deviation there; the
-same for the inner half of the window alone; how far the loss on a window is from that of the full decode's pictures there
-(its absolute difference, and the ratio of the mean losses); and how the two correlate across windows.
+same for the inner half of the window alone; how far the loss on a window is from that of the full decode's pictures
+there (its absolute difference, and the ratio of the mean losses); and how the two correlate across windows.
 """
 
 import argparse
