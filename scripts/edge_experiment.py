@@ -127,8 +127,9 @@ def train_and_evaluate(args: argparse.Namespace, arm: str, seed: int, stops: dic
     """Train an arm once, as far as the later stop, and evaluate its checkpoints at both."""
     first, last = min(stops.values()), max(stops.values())
     with tempfile.TemporaryDirectory(dir=args.out) as folder:
-        command = [sys.executable, str(ROOT / "main.py"), "--base", str(arm_file(arm)), *args.words, "--seed", str(seed),
-                   "--logger", "csv", "--logdir", folder, "--max_steps", str(last), "lightning.callbacks=null",
+        command = [sys.executable, str(ROOT / "main.py"), "--base", str(arm_file(arm)), *args.words,
+                   "--seed", str(seed), "--max_steps", str(last),
+                   "--logger", "csv", "--logdir", folder, "lightning.callbacks=null",
                    f"lightning.modelcheckpoint.params.every_n_train_steps={first}",
                    "lightning.modelcheckpoint.params.save_top_k=-1"]  # fmt: skip
         log_file = args.out / f"{arm}_{seed}.log"
@@ -184,7 +185,8 @@ def table(results: Sequence[Result], start: dict[str, float], timing: dict[str, 
     lines = ["starting weights: " + ", ".join(f"{METRICS[key]} {value:.4f}" for key, value in start.items())]
     for stop, title in (("steps", "after the same steps"), ("time", "after the same time")):
         for metric, name in METRICS.items():
-            lines += ["", f"{name}, {title}", f"{'arm':12}{'steps':>7}{'s/step':>8}{'mean':>20}{'minus ' + ARMS[0]:>20}"]
+            lines += ["", f"{name}, {title}",
+                      f"{'arm':12}{'steps':>7}{'s/step':>8}{'mean':>20}{'minus ' + ARMS[0]:>20}"]
             values = {arm: {r.seed: getattr(r, metric) for r in results if (r.arm, r.stop) == (arm, stop)}
                       for arm in ARMS}
             for arm, by_seed in values.items():

@@ -13,6 +13,7 @@ from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion import objective
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.edge_term import EdgeTerm
 from ldm.modules.losses.edge_windows import FLOOR, Windows, draw_by_edges, draw_uniform
 
 T = torch.tensor([150, 700])
@@ -105,12 +106,14 @@ def test_without_an_active_sample_nothing_is_decoded_and_the_gradient_is_the_mai
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(gated, plain, strict=True))
 
 
-def test_the_empty_loss_stays_0_where_the_output_overflows() -> None:
-    model = stage1(edge_loss_weight=0.5, l_simple_weight=0.0, edge_max_timestep=0)
-    (hook,) = [model.model.diffusion_model.register_forward_hook(lambda _m, _given, output: output * float("inf"))]
-    _, parts = losses(model, T)
-    hook.remove()
-    assert parts["train/edge_active"] == 0 and "train/edge_share" not in parts
+def test_the_empty_loss_is_0_and_connected_also_where_the_output_overflows() -> None:
+    model = stage1(filled=False, edge_loss_weight=0.5, edge_max_timestep=0)
+    output = torch.full((2, 4, CELLS, CELLS), float("inf"), requires_grad=True)
+    x = latents()["x_start"]
+    total, _ = EdgeTerm(0.5, model.edge_loss, model.decode, T, 1000).added_to(
+        torch.tensor(1.0), "v", model.schedule, output, x, x, T)
+    total.backward()
+    assert total == 1 and torch.equal(output.grad, torch.zeros_like(output))
 
 
 @pytest.mark.parametrize(("t", "quarters"), [([0, 249], "0"), ([250, 999], "13"), ([500, 500], "2")])
