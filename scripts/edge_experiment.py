@@ -126,7 +126,7 @@ def evaluate(config: Config, sampling_steps: int) -> dict[str, float]:
 def train_and_evaluate(args: argparse.Namespace, arm: str, seed: int, stops: dict[str, int]) -> list[Result]:
     """Train an arm once, as far as the later stop, and evaluate its checkpoints at both."""
     first, last = min(stops.values()), max(stops.values())
-    with tempfile.TemporaryDirectory(dir=args.out) as folder:
+    with tempfile.TemporaryDirectory(prefix="unfinished_", dir=args.out) as folder:
         command = [sys.executable, str(ROOT / "main.py"), "--base", str(arm_file(arm)), *args.words,
                    "--seed", str(seed), "--max_steps", str(last),
                    "--logger", "csv", "--logdir", folder, "lightning.callbacks=null",
