@@ -15,6 +15,8 @@ LABELS = {
     "sample": "sample",
     "edge_gt": "edges of GT",
     "edge_pred": "edges of x0",
+    "edge_weight": "weight over GT",
+    "edge_error": "weighted error",
 }
 MIN_TILE = 160  # pixels: small frames are enlarged so that the labels stay readable
 GAP = 4

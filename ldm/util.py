@@ -115,6 +115,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, types.NoneType):
         return isinstance(value, hint)
+    if isinstance(hint, type) and issubclass(hint, str):  # a text of some form, which its class checks
+        return isinstance(value, str) and _builds(hint, value)
     container = origin or hint
     if container in (list, tuple, Sequence):
         if not isinstance(value, (list, tuple)):
@@ -126,6 +128,14 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
+def _builds(build: Callable, value: str) -> bool:
+    try:
+        build(value)
+    except UserError:
+        return False
+    return True
+
+
 def _in_words(hint: Any) -> str:
     """`int | None` -> "int or None"."""
     if get_origin(hint) in (Union, types.UnionType):
@@ -133,5 +143,6 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is None:
-        return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
+        name = getattr(hint, "IN_WORDS", getattr(hint, "__name__", str(hint)))
+        return "None" if hint is types.NoneType else name
     return str(hint).replace("collections.abc.", "")

@@ -24,7 +24,8 @@ LIGHTNING_ROOMS = (
 FLOORS = (
     {"schedule", "first_stage", "conditioning", "checkpoint", "tiling"},
     {"objective"},
-    {"training_loss", "sampling"},
+    {"edge_term", "sampling"},
+    {"training_loss"},
     {"ddpm"},
 )
 FUNCTION_LINES, FILE_LINES = 60, 400

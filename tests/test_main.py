@@ -129,6 +129,29 @@ def test_a_resumed_run_is_the_straight_one(here: Path, first: int) -> None:
     assert losses[0] == losses[1] and len(losses[0]) == 6
 
 
+ALL_EDGE_OPTIONS = [f"model.params.edge_{word}" for word in (
+    "loss_weight=auto:0.2", "warmup_steps=3", "max_timestep=800", "min_snr=0.001", "crop=4", "crop_by=edges",
+    "target=pixels", "operator=sobel", "dilate=1", "base_weight=0.2", "normalize=mean1", "loss_type=gradient",
+)]  # fmt: skip
+
+
+def test_all_edge_options_in_a_run_that_is_resumed(here: Path) -> None:
+    assert train("-n", "straight", "--max_steps", "4", *ALL_EDGE_OPTIONS) == 0
+    assert train("-n", "parted", "--max_steps", "2", *ALL_EDGE_OPTIONS) == 0
+    straight, parted = (next((here / "logs").glob(f"*_{name}")) for name in ("straight", "parted"))
+    assert main(["--resume", str(parted), "--max_steps", "4"]) == 0
+    rows = [row for row in read_metrics(straight / "metrics.csv") if "train/loss" in row]
+    assert rows == [row for row in read_metrics(parted / "metrics.csv") if "train/loss" in row] and len(rows) == 4
+    active = [row for row in rows if row["train/edge_active"]]
+    assert active and all(row["train/edge_grad_ratio"] > 0 and "train/loss_edge" in row for row in active)
+
+
+def test_a_window_that_does_not_fit_ends_the_run_with_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("model.params.edge_crop=99") == 2
+    error = capsys.readouterr().err
+    assert "error: model.params.edge_crop is 99 cells and the latents are 16 x 16" in error and "Traceback" not in error
+
+
 def test_resuming_from_one_checkpoint_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(EVERY_STEP, "lightning.modelcheckpoint.params.save_top_k=-1") == 0
     run = only_run(here)
@@ -211,6 +234,8 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--base", "tiny.yaml", "--precision", "17"], "precision"),
         (["--base", "tiny.yaml", "--scale_lr", "perhaps"], "neither true nor false"),
         (["--base", "tiny.yaml", "model.params.edge_loss_wieght=1"], "did you mean 'edge_loss_weight'?"),
+        (["--base", "tiny.yaml", "model.params.edge_loss_weight=auto:no"], "auto:FRACTION"),
+        (["--base", "tiny.yaml", "model.params.edge_crop_by=edges"], "there is no window: set model.params.edge_crop"),
         (["--base", "tiny.yaml", "data.params.batch_size=9"], "takes 9 pictures and the training set has 4"),
         (["--base", "tiny.yaml", "data.params.batch_size=4"], "size=2 is no multiple of data.params.batch_size=4"),
         (["--base", "tiny.yaml", "model.base_learning_rate=0"], "must be a number above 0"),

@@ -1,7 +1,6 @@
 """StableSR's stage 1: wiring, buffers and Lightning's hooks. The mathematics is in the modules beside this one."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,13 +17,16 @@ from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion import first_stage, objective
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
+from ldm.models.diffusion.edge_term import EdgeTerm
 from ldm.models.diffusion.sampling import Noise, Progress, sample_ddim, sample_ddpm
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
 from ldm.models.diffusion.tiling import tiled
-from ldm.models.diffusion.training_loss import EdgeTerm, TrainingLoss
+from ldm.models.diffusion.training_loss import TrainingLoss
 from ldm.modules.diffusionmodules.util import only_supports
 from ldm.modules.ema import LitEma
+from ldm.modules.losses.edge_balance import GradientBalance
 from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_options import AutoWeight, EdgeOptions
 from ldm.modules.spade import SPADE
 from ldm.util import instantiate_from_config
 
@@ -60,7 +62,9 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     Trained are the SPADE layers of the U-Net and the whole time-aware encoder; with `unfrozen_diff` the whole U-Net.
 
     Args that shape the training:
-        edge_loss_weight: weight of the edge loss (`ldm.modules.losses.edge_loss`); 0 leaves it out altogether.
+        edge_loss_weight: weight of the edge loss (`ldm.modules.losses.edge_loss`), or `auto:f` for a fraction f of the
+            main loss's gradient; 0 leaves it out altogether.
+        edge_max_timestep … edge_grad_ratio_every: when, where, against what and how strongly; see `EdgeOptions`.
         edge_decoder_checkpoint: recompute the decoder's activations in the backward pass: slower, much less memory.
         ckpt_path, ignore_keys: weights to start from, and key prefixes to leave out; null means random weights.
         time_replace: how many of the `timesteps` steps to train on, evenly spaced.
@@ -83,7 +87,11 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def __init__(
         self, first_stage_config: Mapping[str, Any], cond_stage_config: Mapping[str, Any],
         structcond_stage_config: Mapping[str, Any], unet_config: Mapping[str, Any], *,
-        edge_loss_weight: float = 0.0, edge_decoder_checkpoint: bool = False,
+        edge_loss_weight: float | AutoWeight = 0.0, edge_decoder_checkpoint: bool = False,
+        edge_warmup_steps: int = 0, edge_max_timestep: int | None = None, edge_min_snr: float | None = None,
+        edge_crop: int | None = None, edge_crop_by: str = "uniform", edge_target: str = "decoded",
+        edge_operator: str = "canny", edge_dilate: int = 0, edge_base_weight: float = 0.1,
+        edge_normalize: str = "none", edge_loss_type: str = "weighted_mse", edge_grad_ratio_every: int = 0,
         ckpt_path: str | None = None, ignore_keys: Sequence[str] = (), unfrozen_diff: bool = False,
         parameterization: str = "eps", timesteps: int = 1000, time_replace: int | None = None,
         linear_start: float = 0.00085, linear_end: float = 0.0120, scale_factor: float = 0.18215,
@@ -98,26 +106,23 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         only_supports("LatentDiffusionSRTextWT", locals(), {
             "conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None})
         objective.check_parameterization(parameterization)
-        if not (math.isfinite(edge_loss_weight) and edge_loss_weight >= 0):
-            raise UserError(f"model.params.edge_loss_weight is {edge_loss_weight}; use a finite number, 0 or more")
-        self.edge_loss_weight = edge_loss_weight
+        options = EdgeOptions(
+            edge_loss_weight, edge_warmup_steps, edge_max_timestep, edge_min_snr, edge_crop, edge_crop_by, edge_target,
+            edge_operator, edge_dilate, edge_base_weight, edge_normalize, edge_loss_type, edge_grad_ratio_every)
+        self.edge_loss_weight = options.fixed_weight
+        self.edge_balance = None if options.fraction is None else GradientBalance(options.fraction)
+        self.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
         self.parameterization = parameterization
         self.scale_factor = scale_factor
         self.prompt = prompt
         self.keep_text_encoder = keep_text_encoder
         self.training_loss = TrainingLoss(
             parameterization, loss_type, l_simple_weight, original_elbo_weight, logvar_init)
-        self.edge_loss = EdgeLoss(EdgeMapGenerator())
         self.text = TextConditioner()
         self._released_text_tower: StateDict = {}
 
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
-        kept = space_timesteps(timesteps, timesteps if time_replace is None else time_replace)
-        schedule = Schedule.from_betas(respace(self.betas_of_process, kept))
-        self.register_buffer("original_timesteps", torch.tensor(kept), persistent=False)
-        for name in Schedule.names():
-            self.register_buffer(name, getattr(schedule, name))
-        self.register_buffer("lvlb_weights", objective.vlb_weights(parameterization, schedule), persistent=False)
+        self._register_process(space_timesteps(timesteps, timesteps if time_replace is None else time_replace))
 
         self.model = DiffusionWrapper(unet_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
@@ -128,10 +133,19 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         self.model_ema = LitEma(self.model) if use_ema else None
         self._load(ckpt_path, ignore_keys)
         self.train()
-        if edge_loss_weight > 0:
-            log.info("Edge loss enabled with weight: %g", edge_loss_weight)
+        if self.edge_loss_weight > 0:
+            log.info("Edge loss enabled with weight: %s", options.weight_in_words)
 
     # Construction
+
+    def _register_process(self, kept: list[int]) -> None:
+        """Make the constants of the process that visits the steps `kept` buffers."""
+        schedule = Schedule.from_betas(respace(self.betas_of_process, kept))
+        self.register_buffer("original_timesteps", torch.tensor(kept), persistent=False)
+        self.edge_loss.options.check_process(self.original_timesteps, schedule.alphas_cumprod)
+        for name in Schedule.names():
+            self.register_buffer(name, getattr(schedule, name))
+        self.register_buffer("lvlb_weights", objective.vlb_weights(self.parameterization, schedule), persistent=False)
 
     def _freeze(self, unfrozen_diff: bool) -> None:
         """Leave gradients to what stage 1 trains."""
@@ -179,13 +193,28 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A saved checkpoint is complete: the text tower's weights are in it though the tower was let go."""
         checkpoint["state_dict"].update(self._released_text_tower)
+        if self.edge_balance is not None:
+            checkpoint["edge_balance"] = self.edge_balance.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the edge loss's weight where gradients decide it."""
+        if self.edge_balance is not None and "edge_balance" in checkpoint:
+            self.edge_balance.load_state_dict(checkpoint["edge_balance"])
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """The loss on one batch; all its randomness is a function of seed, rank, epoch and batch."""
         place = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
         loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
+        self._forget_absent(parts)
         self.log_dict(parts, batch_size=len(pair))
         return loss
+
+    def _forget_absent(self, parts: Mapping[str, Tensor]) -> None:
+        """See that what this step does not measure is not logged: Lightning would repeat an earlier step's value."""
+        logged: dict[str, Any] = {} if self._trainer is None else self._trainer._results or {}
+        for key in set(logged) - {f"training_step.{name}" for name in parts}:
+            if key.startswith("training_step."):
+                del logged[key]
 
     def validation_step(self, pair: Pair, batch_idx: int) -> None:
         """Log the denoising losses; timesteps and noise are the same at every validation."""
@@ -210,7 +239,8 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
         structure = self.structcond_stage_model(latents.z_lq, t_original)
-        return self.p_losses(latents.z_gt, self.context(len(pair)), structure, t, t_original, noise)
+        return self.p_losses(
+            latents.z_gt, self.context(len(pair)), structure, t, t_original, noise, gt_pm1=pair.gt_pm1, rng=rng)
 
     def encode(self, pair: Pair, rng: torch.Generator) -> Latents:
         """Pixels to scaled latents, without gradient."""
@@ -227,19 +257,22 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         return self.text(self.cond_stage_model, [self.prompt] * batch_size, self.device)
 
     def p_losses(self, x_start: Tensor, cond: Tensor, struct_cond: Mapping[str, Tensor], t: Tensor, t_ori: Tensor,
-                 noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+                 noise: Tensor | None = None, gt_pm1: Tensor | None = None,
+                 rng: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Noise x_start to step t, predict, and compare.
 
         x_start (B, 4, h, w) scaled latents; cond (B, L, context_dim); t (B,) steps of the schedule, t_ori the same in
-        the original process, which the networks are told. Returns the loss and its parts under `train/…`, or `val/…`
-        in evaluation mode, where the edge loss is left out.
+        the original process, which the networks are told. The edge loss's options may need gt_pm1, the true pictures
+        (B, 3, f h, f w), and draw windows from rng. Returns the loss and its parts under `train/…`, or `val/…` in
+        evaluation mode, where the edge loss is left out.
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         x_t = self.schedule.q_sample(x_start, t, noise)
         output = self.model.diffusion_model(x_t, t_ori, cond, struct_cond)
         edge = None
         if self.training and self.edge_loss_weight > 0:
-            edge = EdgeTerm(self.edge_loss_weight, self.edge_loss, self.decode)
+            edge = EdgeTerm(self.edge_loss_weight, self.edge_loss, self.decode, t_ori, len(self.betas_of_process),
+                            self.global_step, self.edge_balance, gt_pm1, rng)
         report = self.training_loss(self.schedule, self.lvlb_weights, output, x_start, x_t, noise, t, edge)
         split = "train" if self.training else "val"
         return report.total, {f"{split}/{name}": value for name, value in report.parts.items()}
@@ -278,6 +311,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         """What the model makes of the first n of a pair: pictures (n, 3, H, W) in [-1, 1], by label.
 
         `x0_pred` is the one-step prediction from a quarter of the process, `sample` a DDIM sample of `steps` steps.
+        With the edge loss on there are also its weight map over the true picture and, weighted by it, its error.
         """
         pair = Pair(pair.lq_pm1[:n], pair.gt_pm1[:n], pair.paths[:n])
         rng = torch_rng(self.device, "log images")
@@ -286,8 +320,12 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
             x0_pred = self.decode(self.predict_x0(latents, len(self.original_timesteps) // 4, rng))
             z = self.sample(latents.z_lq, self.context(len(pair)), steps=steps, sampler="ddim", noise=self.noise(rng))
         images = {"lq": pair.lq_pm1, "gt": pair.gt_pm1, "x0_pred": x0_pred, "sample": self.decode(z)}
-        for name, image in (("edge_gt", self.decode(latents.z_gt)), ("edge_pred", x0_pred)):
+        decoded = self.decode(latents.z_gt)
+        for name, image in (("edge_gt", decoded), ("edge_pred", x0_pred)):
             images[name] = self.edge_loss.generator.edges_01(image).expand_as(pair.gt_pm1) * 2 - 1
+        if self.edge_loss_weight > 0:
+            truth = decoded if self.edge_loss.options.target == "decoded" else pair.gt_pm1
+            images["edge_weight"], images["edge_error"] = self.edge_loss.pictures(x0_pred, truth)
         return {name: image.clamp(-1, 1) for name, image in images.items()}
 
     def noise(self, rng: torch.Generator | None = None) -> Noise:

@@ -1,4 +1,4 @@
-"""The edge loss: squared pixel error, weighted where the true picture has edges."""
+"""The edge loss: pixel error, weighted where the true picture has edges."""
 
 from typing import NamedTuple
 
@@ -6,36 +6,87 @@ import torch
 from torch import Tensor
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
+from ldm.modules.losses.edge_operators import dilated, edges_01, image_gradients
+from ldm.modules.losses.edge_options import EdgeOptions
+
+CHARBONNIER_EPS = 1e-3
 
 
 class EdgeTerms(NamedTuple):
-    """`loss` carries the gradient; `edge_map_mse` is for the eye alone, since Canny has no gradient."""
+    """`loss` carries the gradient; the others are for the eye alone: Canny has no gradient, and `by_sample` (B,) is
+    detached."""
 
     loss: Tensor
     edge_map_mse: Tensor
+    by_sample: Tensor
 
 
 class EdgeLoss:
-    """loss = mean((pred - gt)^2 * (E + base_weight)),  E = Canny(gt) in {0, 1}, one channel for all three
+    """By default loss = mean((pred - gt)^2 * (E + 0.1)),  E = Canny(gt) in {0, 1}, one channel for all three
 
     edge_map_mse = mean((Canny(pred) - E)^2)
 
-    `base_weight` keeps flat regions from drifting: with E alone nothing would hold them.
+    The base weight, 0.1, keeps flat regions from drifting: with E alone nothing would hold them. `EdgeOptions` has the
+    formulas of everything else that E, the weight and the error can be.
     """
 
-    base_weight = 0.1
-
-    def __init__(self, generator: EdgeMapGenerator | None = None) -> None:
+    def __init__(self, generator: EdgeMapGenerator | None = None, options: EdgeOptions | None = None) -> None:
         self.generator = generator or EdgeMapGenerator()
+        self.options = options or EdgeOptions()
 
-    def __call__(self, pred_pm1: Tensor, gt_pm1: Tensor) -> EdgeTerms:
+    def __call__(self, pred_pm1: Tensor, gt_pm1: Tensor, importance: Tensor | None = None) -> EdgeTerms:
         """Both pictures (B, 3, H, W), nominally in [-1, 1], not clamped; the gradient flows to `pred_pm1` alone.
 
-        Computed in float32, whatever precision the decoder ran in.
+        importance (B,) multiplies each sample's loss. Computed in float32, whatever precision the decoder ran in.
         """
         pred_pm1, gt_pm1 = pred_pm1.float(), gt_pm1.detach().float()
         with torch.no_grad():
-            edges = self.generator.edges_01(gt_pm1)
-            edge_map_mse = (self.generator.edges_01(pred_pm1) - edges).square().mean()
-        loss = ((pred_pm1 - gt_pm1).square() * (edges + self.base_weight)).mean()
-        return EdgeTerms(loss, edge_map_mse)
+            edges = self.edges(gt_pm1)
+            edge_map_mse = (self.edges(pred_pm1) - edges).square().mean()
+        weighted = self.error(pred_pm1, gt_pm1) * self.weight_map(edges)
+        if importance is not None:
+            weighted = weighted * importance.reshape(-1, 1, 1, 1)
+        return EdgeTerms(weighted.mean(), edge_map_mse, weighted.detach().mean(dim=(1, 2, 3)))
+
+    def edges(self, images_pm1: Tensor) -> Tensor:
+        """The operator's edges E of (B, 3, H, W): (B, 1, H, W) in [0, 1]."""
+        return edges_01(self.options.operator, images_pm1, self.generator)
+
+    def weight_map(self, edges: Tensor) -> Tensor:
+        """W of the true picture's edges, (B, 1, H, W)."""
+        weights = dilated(edges, self.options.dilate) + self.options.base_weight
+        if self.options.normalize == "mean1":
+            # A picture without edges and without a base weight has no weight at all: it stays so.
+            weights = weights / weights.mean(dim=(2, 3), keepdim=True).clamp(min=1e-12)
+        return weights
+
+    def error(self, pred_pm1: Tensor, gt_pm1: Tensor) -> Tensor:
+        """error(pred, gt) at every pixel and channel, (B, 3, H, W), 0 or more.
+
+        Charbonnier et al. 1994, equation 21, in the scale of Lai et al. 2017 (LapSRN, section 3.3).
+        """
+        difference = pred_pm1 - gt_pm1
+        if self.options.loss_type == "charbonnier":
+            return (difference.square() + CHARBONNIER_EPS**2).sqrt()
+        if self.options.loss_type == "gradient":
+            along_x, along_y = image_gradients(difference)
+            return along_x.square() + along_y.square()
+        return difference.square()
+
+    @torch.no_grad()
+    def pictures(self, pred_pm1: Tensor, gt_pm1: Tensor) -> tuple[Tensor, Tensor]:
+        """To look at, (B, 3, H, W) in [-1, 1] each: the weight map in red over the true picture, and error times W.
+
+        W is shown as a share of its maximum, the error as the square root of its share of it, picture by picture.
+        """
+        pred_pm1, gt_pm1 = pred_pm1.float(), gt_pm1.float()
+        weights = self.weight_map(self.edges(gt_pm1))
+        red = torch.tensor([1.0, -1.0, -1.0], device=gt_pm1.device)[:, None, None]
+        over_truth = torch.lerp(gt_pm1, red.expand_as(gt_pm1), _share(weights).expand_as(gt_pm1))
+        error = (self.error(pred_pm1, gt_pm1) * weights).mean(dim=1, keepdim=True)
+        return over_truth, (_share(error).sqrt() * 2 - 1).expand_as(gt_pm1)
+
+
+def _share(maps: Tensor) -> Tensor:
+    """Each of (B, 1, H, W), 0 or more, as a share of its maximum."""
+    return maps / maps.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
