@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.data.pair_pool import Pair
+from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
@@ -106,6 +107,11 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         only_supports("LatentDiffusionSRTextWT", locals(), {
             "conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None})
         objective.check_parameterization(parameterization)
+        checks.number("model.params.scale_factor", scale_factor, 1e-6)
+        checks.interval("model.params.[linear_start, linear_end]", (linear_start, linear_end), 1e-8, 0.999)
+        checks.whole_number("model.params.timesteps", timesteps, 2)
+        time_replace = timesteps if time_replace is None else time_replace
+        checks.whole_number("model.params.time_replace", time_replace, 2, timesteps)
         options = EdgeOptions(
             edge_loss_weight, edge_warmup_steps, edge_max_timestep, edge_min_snr, edge_crop, edge_crop_by, edge_target,
             edge_operator, edge_dilate, edge_base_weight, edge_normalize, edge_loss_type, edge_grad_ratio_every)
@@ -122,7 +128,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         self._released_text_tower: StateDict = {}
 
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
-        self._register_process(space_timesteps(timesteps, timesteps if time_replace is None else time_replace))
+        self._register_process(space_timesteps(timesteps, time_replace))
 
         self.model = DiffusionWrapper(unet_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
