@@ -71,11 +71,12 @@ def test_pictures_are_cut_into_tiles_and_kept(tmp_path: Path, monkeypatch: pytes
 
 
 def test_exported_weights_are_the_checkpoints_in_half_precision(tmp_path: Path) -> None:
-    state = {"a.weight": torch.linspace(-1, 1, 7), "steps": torch.tensor(3)}
+    state = {"a.weight": torch.linspace(-1, 1, 7), "steps": torch.tensor(3), "b.weight": torch.ones(2)}
     torch.save({"state_dict": state, "global_step": 5}, tmp_path / "last.ckpt")
     export = script("export_weights").export
-    export(tmp_path / "last.ckpt", tmp_path / "out.safetensors")
+    export(tmp_path / "last.ckpt", tmp_path / "out.safetensors", without=["b."])
     read = read_state_dict(tmp_path / "out.safetensors")
+    assert set(read) == {"a.weight", "steps"}
     assert read["a.weight"].dtype == torch.float16 and torch.equal(read["steps"], state["steps"])
     assert torch.allclose(read["a.weight"].float(), state["a.weight"], atol=1e-3)
     with pytest.raises(UserError, match="is there already"):
