@@ -89,7 +89,7 @@ class AroundBars(logging.Handler):
     """Prints messages on lines of their own, above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -61,7 +61,7 @@ class Networks:
         model = _model(config, str(config_file), ckpt).eval().requires_grad_(False)
         cfw = None if cfw_ckpt is None else _cfw(config, cfw_ckpt).eval().requires_grad_(False).to(where)
         for network in (model.model, model.structcond_stage_model):
-            network.to(where, PRECISIONS[precision])
+            network.to(where, PRECISIONS[precision], memory_format=torch.channels_last)
         model.first_stage_model.to(where)
         frame = config.get("degradation.gt_size") or model.first_stage_model.config.resolution
         return cls(model, cfw, frame, where)
