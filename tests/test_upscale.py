@@ -216,6 +216,7 @@ def truncated(file: str) -> str:
     (["--output", "/proc/results"], "cannot be written"),
     (["--base", "gone.yaml"], "gone.yaml is not there"),
     (["--base", "text.png"], "text.png"),
+    (["--base", "vae.yaml"], "model.target is ldm.models.autoencoder.AutoencoderKL; upscaling needs Latent"),
     (["--ckpt", "gone.ckpt"], "no checkpoint at gone.ckpt"),
     (["--ckpt", "cut.ckpt"], "cut.ckpt cannot be read as a checkpoint"),
     (["--ckpt", "text.png"], "text.png cannot be read as a checkpoint"),
@@ -233,6 +234,7 @@ def test_mistakes_get_one_line_and_leave_nothing(
     photo(here / "one.png", 1, 1)
     Image.new("RGB", (20000, 3)).save("thread.png")
     (here / "wide.yaml").write_text("base: tiny.yaml\nmodel: {params: {unet_config: {params: {model_channels: 64}}}}\n")
+    (here / "vae.yaml").write_text("model: {target: ldm.models.autoencoder.AutoencoderKL, params: {embed_dim: 4}}\n")
     assert run("--input", "photo.png", *words) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and said.err.count("\n") == 1 and line in said.err, said.err

@@ -92,7 +92,10 @@ def list_jobs(source: Path, output: Path) -> list[Job]:
 def check_output(folder: Path) -> None:
     """Make the folder and see that files can be written there. Raises OutputError where they cannot."""
     trial = folder / f".trial{os.getpid()}"
-    write_whole(trial, b"\0")
+    try:
+        write_whole(trial, b"\0")
+    except OutputError as error:
+        raise OutputError(str(error).replace(str(trial), f"--output {folder}", 1)) from error
     trial.unlink()
 
 

@@ -14,7 +14,7 @@ from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.diffusion.checkpoint import read_state_dict
 from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
 from ldm.modules.diffusionmodules.blocks import Downsample
-from ldm.util import instantiate_from_config
+from ldm.util import get_obj_from_str, instantiate_from_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_CONFIG = ROOT / "configs/demo/upscaler.yaml"
@@ -60,8 +60,10 @@ class Networks:
         config = load_config([config_file])
         model = _model(config, str(config_file), ckpt).eval().requires_grad_(False)
         cfw = None if cfw_ckpt is None else _cfw(config, cfw_ckpt).eval().requires_grad_(False).to(where)
-        for network in (model.model, model.structcond_stage_model):
-            network.to(where, PRECISIONS[precision], memory_format=torch.channels_last)
+        networks: tuple[nn.Module, ...] = (model.model, model.structcond_stage_model)
+        for network in networks:
+            # Channels last: the layout that convolutions are fastest in, on both kinds of device.
+            network.to(device=where, dtype=PRECISIONS[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.first_stage_model.to(where)
         frame = config.get("degradation.gt_size") or model.first_stage_model.config.resolution
         return cls(model, cfw, frame, where)
@@ -83,6 +85,9 @@ def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRText
     block = config.get("model")
     if not isinstance(block, dict) or not isinstance(block.get("params"), dict):
         raise UserError(f"{file} has no `model:` with a `target:` and `params:`; give the config that was trained with")
+    kind = get_obj_from_str(str(block.get("target")))
+    if not (isinstance(kind, type) and issubclass(kind, LatentDiffusionSRTextWT)):
+        raise UserError(f"{file}: model.target is {block.get('target')}; upscaling needs LatentDiffusionSRTextWT")
     keys = read_state_dict(ckpt).keys()
     for name in ("SPADE", "structure"):
         if not any(MAY_BE_NEW[name](key) for key in keys):
@@ -94,10 +99,7 @@ def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRText
         params["first_stage_config"] = _relocated(params["first_stage_config"])
         if not any(key.startswith(FIRST_STAGE) for key in keys):  # weights that leave the autoencoder to its own file
             params["ignore_keys"] = [*params.get("ignore_keys", ()), FIRST_STAGE]
-    model = instantiate_from_config({"target": block.get("target"), "params": params})
-    if not isinstance(model, LatentDiffusionSRTextWT):
-        raise UserError(f"{file}: model.target is {block['target']}; upscaling needs LatentDiffusionSRTextWT")
-    return model
+    return instantiate_from_config({"target": block["target"], "params": params})
 
 
 def _relocated(first_stage: dict[str, Any]) -> dict[str, Any]:
