@@ -1,5 +1,6 @@
 """Pictures of a run: labelled grids of samples, and the loss curves."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ def labelled_grid(columns: Mapping[str, Tensor]) -> Image.Image:
             tile = Image.fromarray(to_uint8(batch[row])).resize((width, height), Image.Resampling.NEAREST)
             grid.paste(tile, (left, LABEL_HEIGHT + row * (height + GAP)))
     return grid
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def to_uint8(img_pm1: Tensor) -> np.ndarray:

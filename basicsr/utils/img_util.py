@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -54,18 +55,26 @@ def find_pictures(
     return sorted(found, key=Path.as_posix)
 
 
-def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
-    """The picture at `path` as RGB, (H, W, 3), in the depth that it is stored in: uint8 or uint16.
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture as it is stored, the right way up, and what belongs to it."""
 
-    Greyscale is repeated over the channels, palettes are looked up, CMYK is converted, EXIF orientation is applied.
-    What is transparent is laid on white, as a browser shows it: under full transparency files hold arbitrary colours.
-    Of an animation or a file with several pages the first is read.
+    pixels: np.ndarray  # (H, W, 1 to 4): grey, grey and alpha, RGB, or RGB and alpha; uint8 or uint16
+    exif: bytes = b""  # without the orientation, for the picture has been turned
+    icc_profile: bytes = b""  # only where it fits the channels
+
+
+def read_picture(path: str | os.PathLike[str]) -> StoredPicture:
+    """The picture at `path` in the depth and with the channels that it is stored with.
+
+    Palettes are looked up, CMYK is converted, EXIF orientation is applied. Of an animation or a file with several pages
+    the first is read.
 
     Raises:
         UserError: the file is missing, is no picture, is cut short, or holds 32-bit samples, whose range is unknown.
     """
     try:
-        return _read_rgb(path)
+        return _read_picture(path)
     except MemoryError:
         raise
     except Exception as error:  # decoders fail on damaged files in every possible way
@@ -75,6 +84,17 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise UserError(f"{path}: cannot be read as a picture ({reason}); replace or remove it") from error
+
+
+def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
+    """`read_picture` as RGB alone, (H, W, 3): grey is repeated over the channels.
+
+    What is transparent is laid on white, as a browser shows it: under full transparency files hold arbitrary colours.
+    """
+    pixels = read_picture(path).pixels
+    if pixels.shape[2] in (2, 4):
+        pixels = _on_white(pixels)
+    return np.ascontiguousarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
 
 
 def as_01(pixels: np.ndarray) -> np.ndarray:
@@ -87,7 +107,7 @@ def read_rgb_01(path: str | os.PathLike[str]) -> np.ndarray:
     return as_01(read_rgb(path))
 
 
-def _read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
+def _read_picture(path: str | os.PathLike[str]) -> StoredPicture:
     if not os.path.isfile(path) and os.path.exists(path):
         raise UserError("it is no file")  # to open a pipe would wait for ever
     # Given a file and not its name, Pillow does not map it into memory; where it does, it mixes up the rows of
@@ -96,13 +116,32 @@ def _read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
         # Pillow reads colour with 16 bits per channel as 8 bits; its raw mode tells that there was more.
         deep_colour = picture.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in picture.tile)
         picture.load()  # also where OpenCV decodes below: OpenCV takes a file that is cut short without complaint
-        pixels = _read_deep(path) if deep_colour else None
-        if pixels is None:
-            pixels = _pillow_pixels(picture)
-        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)  # Pillow has already turned a TIFF, and unset this
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    return np.ascontiguousarray(_turned(_on_white(pixels), orientation))
+        return stored(picture, _read_deep(path) if deep_colour else None)
+
+
+def stored(picture: Image.Image, pixels: np.ndarray | None = None) -> StoredPicture:
+    """A loaded picture of any mode; `pixels` replace those that Pillow has of it.
+
+    Raises:
+        UserError: it has 32 bits per sample.
+    """
+    if pixels is None:
+        pixels = _pillow_pixels(picture)
+    exif = picture.getexif()
+    orientation = exif.pop(_EXIF_ORIENTATION, 1)  # Pillow has already turned a TIFF, and unset this
+    icc_profile = b"" if picture.mode in ("CMYK", "LAB", "YCbCr", "HSV") else picture.info.get("icc_profile") or b""
+    channels_last = pixels[..., None] if pixels.ndim == 2 else pixels
+    # A TIFF's tags say how its own pixels are stored: they fit no other file.
+    kept_exif = _exif_bytes(exif) if "exif" in picture.info else b""
+    return StoredPicture(np.ascontiguousarray(_turned(channels_last, orientation)), kept_exif, icc_profile)
+
+
+def _exif_bytes(exif: Image.Exif) -> bytes:
+    """The tags as a block of bytes; none where cameras wrote what Pillow cannot write again."""
+    try:
+        return exif.tobytes() if exif else b""
+    except Exception:  # it raises whatever the tags' values make struct and its own code raise
+        return b""
 
 
 def _read_deep(path: str | os.PathLike[str]) -> np.ndarray | None:
@@ -114,30 +153,28 @@ def _read_deep(path: str | os.PathLike[str]) -> np.ndarray | None:
 
 
 def _pillow_pixels(picture: Image.Image) -> np.ndarray:
-    """A loaded picture of any mode -> (H, W), (H, W, 3) or (H, W, 4), uint8 or uint16."""
+    """A loaded picture of any mode -> (H, W) or (H, W, 2 to 4), uint8 or uint16."""
     if picture.mode.startswith("I"):  # 16-bit grey, which some versions of Pillow widen to 32
         values = np.asarray(picture)
         if values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max:
             return values.astype(np.uint16)
     if picture.mode in ("I", "F"):
         raise UserError("it has 32 bits per sample: save it with 8 or 16")
-    if picture.has_transparency_data:
-        return np.asarray(picture.convert("RGBA"))
-    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    grey = picture.mode in ("1", "L", "LA", "La")
+    mode = ("L" if grey else "RGB") + ("A" if picture.has_transparency_data else "")
+    return np.asarray(picture if picture.mode == mode else picture.convert(mode))
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) as it is; (H, W, 4) composited on white, rounded."""
-    if pixels.shape[2] == 3:
-        return pixels
+    """(H, W, C + 1), the last channel alpha -> (H, W, C) composited on white, rounded."""
     white = np.iinfo(pixels.dtype).max
-    alpha = pixels[..., 3:].astype(np.uint32)
-    mixed = (pixels[..., :3] * alpha + white * (white - alpha) + white // 2) // white
+    alpha = pixels[..., -1:].astype(np.uint32)
+    mixed = (pixels[..., :-1] * alpha + white * (white - alpha) + white // 2) // white
     return mixed.astype(pixels.dtype)
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, 3) the right way up. EXIF orientations 5 to 8 have rows and columns exchanged."""
+    """(H, W, C) the right way up. EXIF orientations 5 to 8 have rows and columns exchanged."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

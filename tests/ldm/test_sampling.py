@@ -10,7 +10,7 @@ from torch import Tensor
 from basicsr.utils.errors import UserError
 from ldm.models.diffusion import objective
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
-from ldm.models.diffusion.sampling import sample_ddim, sample_ddpm
+from ldm.models.diffusion.sampling import noise_of_pictures, sample_ddim, sample_ddpm, started_at
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
 
 BETAS = make_betas(1000, 0.00085, 0.0120)
@@ -163,6 +163,8 @@ def test_progress_sees_every_step(tiny_models: Models) -> None:
     ({"steps": 1001, "sampler": "ddim"}, "cannot take 1001 DDIM steps"),
     ({"steps": 0, "sampler": "ddim"}, "cannot take 0 DDIM steps"),
     ({"eta": 1.5, "sampler": "ddim"}, "eta is 1.5"),
+    ({"start_t": 1000}, "start_t is 1000; choose a step of the process, 0 to 999"),
+    ({"start_t": 4, "steps": 6}, "cannot choose 6 of 5 steps"),
     ({"guidance_scale": 7.0}, "needs a negative prompt"),
     ({"tile_size": 8, "tile_overlap": 8}, "overlap of 8 does not fit tiles of 8"),
 ])
@@ -177,3 +179,39 @@ def test_a_model_trained_on_few_steps_samples_on_the_whole_process() -> None:
     few, all_of_them = (stage1(time_replace=count).eval() for count in (10, None))
     assert torch.equal(few.sample(z_lq, context, steps=4, x_T=x, noise=draws("step")),
                        all_of_them.sample(z_lq, context, steps=4, x_T=x, noise=draws("step")))
+
+
+def test_sampling_from_an_intermediate_step_takes_the_steps_below_it(tiny_models: Models) -> None:
+    z_lq, seen = noise("lq", (1, 4, SIDE, SIDE)), []
+    model = tiny_models("eps")
+    hook = model.model.diffusion_model.register_forward_pre_hook(lambda _module, given: seen.append(given[:2]))
+    model.sample(z_lq, CONTEXT[:1], steps=3, start_t=300, noise=draws("start"))
+    hook.remove()
+    assert [int(t) for _, t in seen] == [300, 150, 0]
+    abar = np.cumprod(1 - BETAS)[300]
+    start = np.sqrt(abar) * z_lq + np.sqrt(1 - abar) * noise("start0", z_lq.shape)
+    assert relative_error(seen[0][0], start) < 1e-5
+    x_0 = noise("x", z_lq.shape)
+    z = sample_ddpm(oracle("eps", x_0, []), start, started_at(BETAS, 300), "eps", 3, draws("step"))
+    assert relative_error(z, x_0) < 2e-3
+
+
+def test_each_picture_draws_noise_of_its_own() -> None:
+    def generators(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = noise_of_pictures(generators(1, 2), "cpu")
+    alone = noise_of_pictures(generators(2), "cpu")
+    for shape in ((4, 3, 3), (4, 2, 5)):
+        assert torch.equal(together(torch.Size((2, *shape)))[1:], alone(torch.Size((1, *shape))))
+
+
+def test_tiles_in_batches_are_the_tiles_one_by_one(tiny_models: Models) -> None:
+    z_lq = noise("lq", (2, 4, 8, 24))
+    results = [
+        tiny_models("v").sample(z_lq, CONTEXT, uncond=UNCOND, guidance_scale=3.0, steps=2, noise=draws("step"),
+                                tile_size=8, tile_overlap=0, tile_batch=tile_batch)
+        for tile_batch in (1, 2, 8)
+    ]
+    assert relative_error(results[1], results[0]) < 1e-5
+    assert relative_error(results[2], results[0]) < 1e-5

@@ -19,9 +19,17 @@ from ldm.models.diffusion import first_stage, objective
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
 from ldm.models.diffusion.edge_term import EdgeTerm
-from ldm.models.diffusion.sampling import Noise, Progress, sample_ddim, sample_ddpm
+from ldm.models.diffusion.sampling import (
+    Noise,
+    Progress,
+    noised_to_the_end,
+    sample_ddim,
+    sample_ddpm,
+    started_at,
+    steered,
+)
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
-from ldm.models.diffusion.tiling import tiled
+from ldm.models.diffusion.tiling import Denoiser, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
 from ldm.modules.diffusionmodules.util import only_supports
 from ldm.modules.ema import LitEma
@@ -341,34 +349,24 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     @torch.no_grad()
     def sample(self, z_lq: Tensor, context: Tensor, *, steps: int = 200, sampler: str = "ddpm", eta: float = 0.0,
                guidance_scale: float = 1.0, uncond: Tensor | None = None, x_T: Tensor | None = None,  # noqa: N803
-               noise: Noise | None = None, tile_size: int | None = None, tile_overlap: int = 32,
-               progress: Progress = iter) -> Tensor:
+               noise: Noise | None = None, start_t: int | None = None, tile_size: int | None = None,
+               tile_overlap: int = 32, tile_batch: int = 1, progress: Progress = iter) -> Tensor:
         """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
 
-        context, uncond: text (B, L, context_dim) to go towards and, with `guidance_scale` s other than 1, away from:
-            uncond + s (cond - uncond) of the network's output (Ho & Salimans 2022, equation 6).
-        x_T: where to start; by default z_lq noised to the last step. noise: shape -> the noise of each step.
-        tile_size, tile_overlap: in latent cells; null means the whole canvas at once.
+        context, uncond, guidance_scale: see `steered`. noise: shape -> the noise of each step.
+        start_t: the step of the whole process to start from, the last one by default; x_T: the latent to start with,
+            by default z_lq noised to that step. `steps` steps are taken from there in any case.
+        tile_size, tile_overlap: in latent cells; null means the whole canvas at once. tile_batch: see `tiled`.
         Raises UserError for an unknown sampler, a step count out of range, or guidance without `uncond`.
         """
-        if guidance_scale != 1 and uncond is None:
-            raise UserError(f"guidance_scale {guidance_scale} needs a negative prompt's context (uncond)")
         noise = noise or self.noise()
-
-        def denoise(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-            structure = self.structcond_stage_model(z, t)
-            output = self.model.diffusion_model(x, t, context, structure)
-            if guidance_scale == 1:
-                return output
-            away = self.model.diffusion_model(x, t, uncond, structure)
-            return away + guidance_scale * (output - away)
-
-        canvas = tiled(denoise, z_lq, tile_size, tile_overlap) if tile_size else lambda x, t: denoise(x, t, z_lq)
-        if x_T is None:
-            process = Schedule.from_betas(self.betas_of_process).to(z_lq.device)
-            last = torch.full((len(z_lq),), len(self.betas_of_process) - 1, device=z_lq.device)
-            x_T = process.q_sample(z_lq, last, noise(z_lq.shape))
-        common = (canvas, x_T, self.betas_of_process, self.parameterization, steps, noise)
+        betas = started_at(self.betas_of_process, start_t)
+        denoise = steered(self.model.diffusion_model, self.structcond_stage_model, context, uncond, guidance_scale)
+        canvas: Denoiser = lambda x, t: denoise(x, t, z_lq)  # noqa: E731
+        if tile_size:
+            canvas = tiled(denoise, z_lq, tile_size, tile_overlap, tile_batch)
+        x_T = noised_to_the_end(z_lq, betas, noise) if x_T is None else x_T
+        common = (canvas, x_T, betas, self.parameterization, steps, noise)
         if sampler == "ddpm":
             return sample_ddpm(*common, progress=progress)
         if sampler == "ddim":

@@ -1,20 +1,75 @@
 """Samplers: plain functions of a denoiser, a starting point and a schedule."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from basicsr.utils.errors import UserError
 from ldm.models.diffusion import objective
 from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps
-from ldm.models.diffusion.tiling import Denoiser
+from ldm.models.diffusion.tiling import Denoiser, StructuredDenoiser
 
 # A shape -> standard-normal noise of that shape
 Noise = Callable[[torch.Size], Tensor]
 # Wraps the iteration over steps, to show progress
 Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+def noise_of_pictures(generators: Sequence[torch.Generator], device: torch.device | str) -> Noise:
+    """Noise (B, …) of which each picture's part comes from a generator of its own, whatever it is batched with.
+
+    Drawn where the generators are, on the CPU as a rule, so that a seed means the same on every device.
+    """
+    return lambda shape: torch.stack(
+        [torch.randn(shape[1:], generator=rng, device=rng.device) for rng in generators]).to(device)
+
+
+def steered(unet: nn.Module, structure_encoder: nn.Module, context: Tensor, uncond: Tensor | None,
+            guidance_scale: float) -> StructuredDenoiser:
+    """A denoiser of the U-Net, in the precision of its weights, steered by text and by the structure of the LQ latent.
+
+    context, uncond: (B, L, context_dim), to go towards and, with `guidance_scale` s other than 1, away from:
+    uncond + s (cond - uncond) of the network's output (Ho & Salimans 2022, equation 6). The structure is encoded once
+    for both. Latents may come as several tiles of each of the B pictures, tile by tile.
+    Raises UserError for guidance without `uncond`.
+    """
+    if guidance_scale != 1 and uncond is None:
+        raise UserError(f"guidance_scale {guidance_scale} needs a negative prompt's context (uncond)")
+    dtype = next(unet.parameters()).dtype
+
+    def denoise(x: Tensor, t: Tensor, z_lq: Tensor) -> Tensor:
+        structure = structure_encoder(z_lq.to(dtype), t)
+
+        def predict(text: Tensor) -> Tensor:
+            return unet(x.to(dtype), t, text.to(dtype).repeat(len(x) // len(text), 1, 1), structure).to(x.dtype)
+
+        output = predict(context)
+        if guidance_scale == 1 or uncond is None:
+            return output
+        away = predict(uncond)
+        return away + guidance_scale * (output - away)
+
+    return denoise
+
+
+def started_at(betas: np.ndarray, start_t: int | None) -> np.ndarray:
+    """The process `betas` up to and with step `start_t`, where sampling is to start; null means all of it.
+
+    Raises UserError where there is no such step.
+    """
+    if start_t is None:
+        return betas
+    if not 0 <= start_t < len(betas):
+        raise UserError(f"start_t is {start_t}; choose a step of the process, 0 to {len(betas) - 1}")
+    return betas[: start_t + 1]
+
+
+def noised_to_the_end(z_lq: Tensor, betas: np.ndarray, noise: Noise) -> Tensor:
+    """x_T of q(x_T | x_0 = z_lq), T the last step of the process `betas`: where sampling starts (StableSR)."""
+    last = torch.full((len(z_lq),), len(betas) - 1, device=z_lq.device)
+    return Schedule.from_betas(betas).to(z_lq.device).q_sample(z_lq, last, noise(z_lq.shape))
 
 
 @torch.no_grad()

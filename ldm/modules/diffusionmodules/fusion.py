@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
+from basicsr.utils.errors import UserError
 from ldm.modules.diffusionmodules.model import DDConfig, Decoder, ResnetBlock
 
 FUSED_LEVELS = (1, 2)
@@ -59,6 +60,8 @@ class FusionDecoder(Decoder):
 
     def __init__(self, config: DDConfig, fusion_w: float = 1.0) -> None:
         super().__init__(config)
+        if len(config.ch_mult) <= max(FUSED_LEVELS):
+            raise UserError(f"CFW wants an autoencoder of three levels or more; ddconfig.ch_mult is {config.ch_mult}")
         self.fusion_w = fusion_w
         for level in FUSED_LEVELS:
             self.add_module(f"fusion_layer_{level}", FusionLayer(config.ch * config.ch_mult[level]))

@@ -1,0 +1,119 @@
+"""Pictures on their way through the upscaler: from files, PIL, NumPy and tensors, and back with what came with them."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from basicsr.utils.errors import UserError
+from basicsr.utils.img_util import StoredPicture, as_01, stored
+
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow and OpenCV turn colour into grey
+AnyPicture = Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Colours as the networks take them, and what they do not take: alpha, greyness, metadata."""
+
+    rgb_01: Tensor  # (3, H, W) float32 on the CPU
+    alpha_01: Tensor | None = None  # (1, H, W)
+    grey: bool = False
+    exif: bytes = b""
+    icc_profile: bytes = b""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.rgb_01.shape[1], self.rgb_01.shape[2]
+
+    @classmethod
+    def from_stored(cls, picture: StoredPicture) -> "Picture":
+        """From `read_picture`."""
+        planes = torch.from_numpy(as_01(picture.pixels)).permute(2, 0, 1)
+        return replace(cls.from_planes(planes), exif=picture.exif, icc_profile=picture.icc_profile)
+
+    @classmethod
+    def from_planes(cls, planes_01: Tensor) -> "Picture":
+        """From (C, H, W): grey, grey and alpha, RGB, or RGB and alpha.
+
+        Raises UserError for other shapes and for values outside [0, 1].
+        """
+        if planes_01.ndim != 3 or not 1 <= len(planes_01) <= 4 or 0 in planes_01.shape:
+            raise UserError(f"a picture of shape {tuple(planes_01.shape)}: give 1 to 4 channels (grey or RGB, with or "
+                            "without alpha), first in a tensor and last in an array")
+        planes_01 = planes_01.detach().to("cpu", torch.float32)
+        if not (planes_01.min() >= 0 and planes_01.max() <= 1):  # also where there is a NaN
+            raise UserError("a picture of floats must lie in [0, 1], without NaN; divide by its largest possible value")
+        grey, has_alpha = len(planes_01) < 3, len(planes_01) in (2, 4)
+        colours = planes_01[:-1] if has_alpha else planes_01
+        return cls(colours.expand(3, -1, -1), planes_01[-1:] if has_alpha else None, grey)
+
+    def planes(self) -> Tensor:
+        """(C, H, W) in [0, 1], with the channels that it came with."""
+        colours = self.rgb_01
+        if self.grey:
+            colours = (colours * torch.tensor(LUMA).view(3, 1, 1)).sum(dim=0, keepdim=True)
+        return colours if self.alpha_01 is None else torch.cat([colours, self.alpha_01])
+
+    def pixels(self, dtype: type[np.integer]) -> np.ndarray:
+        """(H, W, C), uint8 or uint16, rounded."""
+        return (self.planes() * np.iinfo(dtype).max).round().permute(1, 2, 0).numpy().astype(dtype)
+
+    def to_pil(self) -> Image.Image:
+        """With 8 bits per channel; EXIF and ICC profile are in `info`."""
+        pixels = self.pixels(np.uint8)
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        image.info |= {name: value for name, value in self._metadata().items() if value}
+        return image
+
+    def to_png(self, bits: int) -> bytes:
+        """A PNG file with 8 or 16 bits per channel."""
+        if bits == 8:
+            buffer = io.BytesIO()
+            self.to_pil().save(buffer, "PNG", **{name: value or None for name, value in self._metadata().items()})
+            return buffer.getvalue()
+        # Pillow writes no 16-bit colour; OpenCV orders channels the other way and knows no grey with alpha.
+        colour = replace(self, grey=self.grey and self.alpha_01 is None)
+        pixels = colour.pixels(np.uint16)
+        if pixels.shape[2] > 1:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+        kinds = {cv2.IMAGE_METADATA_EXIF: self.exif, cv2.IMAGE_METADATA_ICCP: self.icc_profile}
+        kept = {kind: np.frombuffer(value, np.uint8) for kind, value in kinds.items() if value}
+        return cv2.imencodeWithMetadata(".png", pixels, list(kept), list(kept.values()))[1].tobytes()
+
+    def _metadata(self) -> dict[str, bytes]:
+        return {"exif": self.exif, "icc_profile": self.icc_profile}
+
+
+def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPicture]]:
+    """A picture and the way back to the kind that it came as.
+
+    PIL images of any mode; arrays (H, W) or (H, W, C), uint8, uint16 or float in [0, 1]; tensors (C, H, W), float in
+    [0, 1]. Type and device are kept. Raises UserError for everything else.
+    """
+    if isinstance(picture, Image.Image):
+        picture.load()
+        return Picture.from_stored(stored(picture)), Picture.to_pil
+    if isinstance(picture, Tensor) and picture.is_floating_point():
+        like = picture
+        return Picture.from_planes(picture), lambda result: result.planes().to(like)
+    if not isinstance(picture, np.ndarray) or picture.dtype.kind not in "uf" or picture.dtype.itemsize > 8:
+        raise UserError(f"a picture is a PIL image, an array of uint8, uint16 or floats, or a tensor of floats; not "
+                        f"{getattr(picture, 'dtype', type(picture).__name__)}")
+    array = picture[..., None] if picture.ndim == 2 else picture
+    values = array.astype(np.float32) if array.dtype.kind == "f" else as_01(array)
+    if values.ndim != 3:
+        raise UserError(f"an array of shape {picture.shape} is no picture; give (H, W) or (H, W, C)")
+
+    def back(result: Picture) -> np.ndarray:
+        pixels = (result.pixels(picture.dtype.type) if picture.dtype.kind == "u"
+                  else result.planes().permute(1, 2, 0).numpy().astype(picture.dtype))
+        return pixels[..., 0] if picture.ndim == 2 else pixels
+
+    return Picture.from_planes(torch.from_numpy(values).permute(2, 0, 1)), back

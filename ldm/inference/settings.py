@@ -1,0 +1,61 @@
+"""How to upscale: everything a user may choose, checked."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from basicsr.utils import checks
+from basicsr.utils.errors import UserError
+
+Sampler = Literal["ddpm", "ddim"]
+ColorFix = Literal["adain", "wavelet", "none"]
+MIN_TILE = 64  # pixels of the result
+MAX_FACTOR = 16
+
+
+@dataclass(frozen=True)
+class UpscaleSettings:
+    """Options of an upscale, named as the flags of scripts/upscale.py.
+
+    upscale: factor on the sides, 1 to 16. steps: of the sampler, counted from where it starts; start_t: the step of the
+    whole process to start from, the last one by default: the lower, the closer to the input.
+    eta: noise of DDIM, 0 to 1. guidance_scale: of `prompt` against `negative_prompt`; 1 means no guidance.
+    dec_w: weight of the input's features in a CFW decoder, 0 to 1. colorfix: see `color_fix`.
+    tile: side of the tiles that the networks see, in pixels of the result: auto is the size that the networks were
+        trained at, none the whole picture at once. tile_overlap: pixels, a third of a tile by default.
+    batch: tiles, of one picture or of several small ones, that go through the network at once.
+
+    Raises UserError for a value that cannot be; the message names the flag.
+    """
+
+    upscale: float = 4
+    steps: int = 200
+    sampler: Sampler = "ddpm"
+    eta: float = 0.0
+    start_t: int | None = None
+    guidance_scale: float = 1.0
+    prompt: str = ""
+    negative_prompt: str = ""
+    dec_w: float = 0.5
+    colorfix: ColorFix = "adain"
+    tile: int | Literal["auto", "none"] = "auto"
+    tile_overlap: int | None = None
+    seed: int = 42
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        checks.number("--upscale", self.upscale, 1, MAX_FACTOR)
+        checks.whole_number("--steps", self.steps, 1)
+        checks.number("--eta", self.eta, 0, 1)
+        checks.number("--guidance_scale", self.guidance_scale)
+        checks.number("--dec_w", self.dec_w, 0, 1)
+        checks.whole_number("--batch", self.batch, 1)
+        for flag, value, choices in (("--sampler", self.sampler, Sampler), ("--colorfix", self.colorfix, ColorFix)):
+            if value not in get_args(choices):
+                raise checks.unknown(flag, str(value), get_args(choices))
+        if isinstance(self.tile, str):
+            if self.tile not in ("auto", "none"):
+                raise UserError(f"--tile is {self.tile!r}: give auto, none or a number of pixels from {MIN_TILE} on")
+        elif checks.whole_number("--tile", self.tile, 1) < MIN_TILE:
+            raise UserError(f"--tile is {self.tile}: give {MIN_TILE} pixels or more; less shows too little")
+        if self.tile_overlap is not None:
+            checks.whole_number("--tile_overlap", self.tile_overlap, 0)

@@ -1,0 +1,95 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from skimage import data
+
+from basicsr.utils.errors import UserError
+from ldm.inference.picture import Picture, understood
+
+PHOTO = data.chelsea()[60:90, 100:140]
+ALPHA = np.tile(np.linspace(0, 255, 40, dtype=np.uint8), (30, 1))[..., None]
+
+
+@pytest.mark.parametrize("picture", [
+    PHOTO, PHOTO[..., 0], PHOTO[..., :1], np.concatenate([PHOTO, ALPHA], axis=2),
+    np.concatenate([PHOTO[..., :1], ALPHA], axis=2), PHOTO.astype(np.uint16) * 257 + 3,
+    PHOTO.astype(np.float32) / 255, PHOTO.astype(np.float64) / 255,
+])
+def test_arrays_come_back_as_they_were(picture: np.ndarray) -> None:
+    taken, back = understood(picture)
+    returned = back(taken)
+    assert isinstance(returned, np.ndarray) and returned.dtype == picture.dtype
+    np.testing.assert_allclose(returned, picture, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, torch.float32), (3, torch.float16), (4, torch.float64)])
+def test_tensors_come_back_as_they_were(channels: int, dtype: torch.dtype) -> None:
+    picture = torch.rand(channels, 9, 11).to(dtype)
+    taken, back = understood(picture)
+    returned = back(taken)
+    assert isinstance(returned, torch.Tensor) and returned.dtype == dtype
+    assert torch.allclose(returned, picture, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA"])
+def test_pil_pictures_keep_their_mode_and_metadata(mode: str) -> None:
+    image = Image.fromarray(np.concatenate([PHOTO, ALPHA], axis=2)).convert(mode)
+    exif = Image.Exif()
+    exif[0x010E] = "a cat"
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif, icc_profile=profile)
+    taken, back = understood(Image.open(buffer))
+    returned = back(taken)
+    assert isinstance(returned, Image.Image) and returned.mode == mode
+    assert np.array_equal(np.asarray(returned), np.rot90(np.asarray(image), -1))
+    for bits in (8, 16):
+        read = Image.open(io.BytesIO(taken.to_png(bits)))
+        read.load()
+        assert dict(read.getexif()) == {0x010E: "a cat"}  # turned already
+        assert read.info["icc_profile"] == profile
+
+
+def test_palettes_and_cmyk_become_colour() -> None:
+    image = Image.fromarray(PHOTO)
+    for other in (image.convert("P"), image.convert("CMYK")):
+        taken, back = understood(other)
+        returned = back(taken)
+        assert isinstance(returned, Image.Image) and returned.mode == "RGB"
+        assert np.array_equal(np.asarray(returned), np.asarray(other.convert("RGB")))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_reach_the_file(channels: int) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 9, channels), dtype=np.uint16)
+    read = cv2.imdecode(np.frombuffer(understood(deep)[0].to_png(16), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert read.dtype == np.uint16
+    want = np.concatenate([deep[..., :1].repeat(3, axis=2), deep[..., 1:]], axis=2) if channels == 2 else deep
+    flip = {1: cv2.COLOR_BGR2RGB, 3: cv2.COLOR_BGR2RGB, 2: cv2.COLOR_BGRA2RGBA, 4: cv2.COLOR_BGRA2RGBA}[channels]
+    assert np.array_equal(read[..., None] if channels == 1 else cv2.cvtColor(read, flip), want)
+
+
+def test_grey_is_the_luma_of_the_result() -> None:
+    picture = Picture(torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1).expand(3, 4, 4), grey=True)
+    assert np.array_equal(picture.pixels(np.uint8)[..., 0], np.full((4, 4), round(255 * (0.299 + 0.587 / 2))))
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    (PHOTO.astype(np.float32), r"lie in \[0, 1\]"),
+    (torch.full((3, 4, 4), float("nan")), "without NaN"),
+    (torch.zeros(5, 4, 4), "1 to 4 channels"),
+    (torch.zeros(3, 0, 4), "1 to 4 channels"),
+    (np.zeros(4, np.uint8), "no picture"),
+    (np.zeros((4, 4, 3), np.int32), "not int32"),
+    (torch.zeros(3, 4, 4, dtype=torch.uint8), "not torch.uint8"),
+    ("photo.png", "not str"),
+    (Image.new("F", (9, 9)), "32 bits"),
+])
+def test_what_is_no_picture_is_refused(wrong: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        understood(wrong)  # type: ignore[arg-type]
