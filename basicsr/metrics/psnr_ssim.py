@@ -8,14 +8,15 @@ the mean of the channels' SSIMs. All arithmetic is in float64. What a picture is
 
 import math
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 # Equal pictures have no noise and so no PSNR; this stands for it, so that means over pictures stay finite.
 PSNR_CAP = 100.0
-SSIM_WINDOW = 11  # pixels, a Gaussian of sigma 1.5
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2, finest scale first
 
 
@@ -61,10 +62,8 @@ def ssim(a_01: Tensor, b_01: Tensor) -> float:
     """
     if min(a_01.shape[-2:]) < SSIM_WINDOW:
         return math.nan
-    _, similarity = structural_similarity_index_measure(
-        a_01[None].double(), b_01[None].double(), data_range=1.0, return_full_image=True
-    )
-    return float(cropped(similarity, SSIM_WINDOW // 2).mean())  # the library's own mean takes in mirrored borders
+    luminance, contrast = _similarities(a_01, b_01)
+    return float((luminance * contrast).mean())
 
 
 def ms_ssim(a_01: Tensor, b_01: Tensor) -> float:
@@ -79,9 +78,27 @@ def ms_ssim(a_01: Tensor, b_01: Tensor) -> float:
     """
     if min(a_01.shape[-2:]) < SSIM_WINDOW << (len(MS_SSIM_WEIGHTS) - 1):
         return math.nan
-    a, b, product = a_01[None].double(), b_01[None].double(), 1.0
+    a, b, product = a_01.double(), b_01.double(), 1.0
     for weight in MS_SSIM_WEIGHTS[:-1]:
-        _, contrast = structural_similarity_index_measure(a, b, data_range=1.0, return_contrast_sensitivity=True)
-        product *= max(0.0, float(contrast)) ** weight
+        _, contrast = _similarities(a, b)
+        product *= max(0.0, float(contrast.mean())) ** weight
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-    return product * max(0.0, ssim(a[0], b[0])) ** MS_SSIM_WEIGHTS[-1]
+    return product * max(0.0, ssim(a, b)) ** MS_SSIM_WEIGHTS[-1]
+
+
+def _similarities(a_01: Tensor, b_01: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """SSIM's luminance term, and its contrast and structure terms in one, for each window: (H - 10, W - 10, C) each.
+
+    Not torchmetrics' function: its mean takes in mirrored borders, and its two-dimensional window is 50 times slower.
+    """
+    a, b = (np.ascontiguousarray(img.double().permute(1, 2, 0).cpu()) for img in (a_01, b_01))
+    inside = slice(SSIM_WINDOW // 2, -(SSIM_WINDOW // 2))
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(x, (SSIM_WINDOW, SSIM_WINDOW), SSIM_SIGMA).reshape(x.shape)[inside, inside]
+
+    mean_a, mean_b = mean(a), mean(b)
+    variances = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * covariance + c2) / (variances + c2)
