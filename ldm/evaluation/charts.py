@@ -1,7 +1,7 @@
-"""Charts as inline SVG: lines with bands, dots with bars, intervals about zero."""
+"""Charts as inline SVG: lines with bands, dots with bars, and intervals about zero."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -26,37 +26,37 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def curves(series: Sequence[Series], x_label: str, decimals: int, joined: bool = True) -> str:
-    """Mean over x with bootstrap intervals: as bands about lines, or, where not `joined`, as bars through dots."""
-    known = [(x, each) for one in series for x, each in one.points if not math.isnan(each.mean)]
-    x_ticks, x_of = _axis([x for x, _ in known], LEFT, WIDTH - RIGHT, padded=not joined)
+def curves(series: Sequence[Series], x_label: str, decimals: int) -> str:
+    """Means over x with their intervals: bands about lines, and a bar through the dot where a series has one point."""
+    known = [(x, each) for one in series for x, each in one.points if each.pictures]
+    places = sorted({x for x, _ in known})
+    x_ticks, x_of = _axis(places, LEFT, WIDTH - RIGHT)
     y_ticks, y_of = _axis([end for _, each in known for end in (each.low, each.high)], HEIGHT - BOTTOM, TOP)
-    if not joined:
-        x_ticks = sorted({x for x, _ in known})
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" class="chart">']
     for tick in y_ticks:
         y, text = y_of(tick), f"{tick:.{_decimals(y_ticks, decimals)}f}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
-    for tick in x_ticks:
+    for tick in places if len(places) <= 6 else x_ticks:
         parts.append(f'<text x="{x_of(tick):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
-                 f"{escape(x_label)}</text>")  # fmt: skip
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     for one in series:
-        points = [(x_of(x), x, each) for x, each in one.points if not math.isnan(each.mean)]
-        if joined and len(points) > 1:
-            upper = [f"{px:.1f},{y_of(each.high):.1f}" for px, _, each in points]
-            lower = [f"{px:.1f},{y_of(each.low):.1f}" for px, _, each in reversed(points)]
-            line = " ".join(f"{px:.1f},{y_of(each.mean):.1f}" for px, _, each in points)
-            parts.append(f'<polygon points="{" ".join(upper + lower)}" fill="{one.colour}" opacity="0.13"/>')
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{one.colour}" stroke-width="1.8"/>')
+        points = [(x_of(x), x, each) for x, each in one.points if each.pictures]
+        upper, mean, lower = (
+            [f"{px:.1f},{y_of(value):.1f}" for px, _, each in points for value in [getattr(each, name)]]
+            for name in ("high", "mean", "low")
+        )
+        style = f'stroke="{one.colour}" stroke-width="2"'
+        if len(points) == 1:
+            parts.append(f'<polyline points="{upper[0]} {lower[0]}" {style} opacity="0.45"/>')
+        else:
+            parts.append(f'<polygon points="{" ".join(upper + lower[::-1])}" fill="{one.colour}" opacity="0.13"/>')
+            parts.append(f'<polyline points="{" ".join(mean)}" fill="none" {style}/>')
         for px, x, each in points:
-            if not joined or len(points) == 1:
-                parts.append(f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{y_of(each.low):.1f}" y2="{y_of(each.high):.1f}" '
-                             f'stroke="{one.colour}" stroke-width="2" opacity="0.45"/>')  # fmt: skip
-            words = f"{escape(one.label)}, {x_label} {x:g}: {in_words(each, decimals)}"
-            parts.append(f'<circle cx="{px:.1f}" cy="{y_of(each.mean):.1f}" r="3" fill="{one.colour}">'
-                         f"<title>{words}</title></circle>")  # fmt: skip
+            words = f"{escape(one.label)}, {escape(x_label)} {x:g}: {in_words(each, decimals)}"
+            dot = f'<circle cx="{px:.1f}" cy="{y_of(each.mean):.1f}" r="3" fill="{one.colour}">'
+            parts.append(f"{dot}<title>{words}</title></circle>")
     return "".join(parts) + "</svg>"
 
 
@@ -84,12 +84,12 @@ def in_words(interval: Interval, decimals: int, sign: str = "") -> str:
     return mean if interval.pictures == 1 else f"{mean} ({low} to {high})"
 
 
-def _axis(values: Sequence[float], start: float, end: float, padded: bool = True):  # noqa: ANN202  (ticks, place)
+def _axis(values: Sequence[float], start: float, end: float) -> tuple[list[float], Callable[[float], float]]:
     """Round ticks over the values, and the function from a value to its pixel between `start` and `end`."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-9:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    margin = 0.06 * (high - low) if padded else 0.0
+    margin = 0.06 * (high - low)
     low, high = low - margin, high + margin
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 5)

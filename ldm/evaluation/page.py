@@ -155,7 +155,7 @@ def _weights(report: Report, comparison: Comparison) -> str:
             Series(run.label, colour(order[run.name]), ((run.edge_loss_weight, result.mean(metric)),))
             for run, result in zip(comparison.runs, comparison.chosen, strict=True)
         ]
-        charts.append(_chart(metric, curves(series, "edge_loss_weight", METRICS[metric].decimals, joined=False)))
+        charts.append(_chart(metric, curves(series, "edge_loss_weight", METRICS[metric].decimals)))
     note = f"<p>Means with {CONFIDENCE} % bootstrap intervals, at {escape(comparison.how)}.</p>"
     return f'{note}{_legend(report)}<div class="charts">{"".join(charts)}</div>'
 
