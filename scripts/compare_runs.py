@@ -24,7 +24,7 @@ def table(report: Report, comparison: Comparison) -> list[str]:
     for run, result in zip(comparison.runs, comparison.chosen, strict=True):
         lines += ["", f"{run.label} (edge_loss_weight {run.edge_loss_weight:g}, step {result.step})"]
         for metric in report.metrics:
-            info, line = METRICS[metric], f"  {METRICS[metric].label:15}"
+            info, line = METRICS[metric], f"  {METRICS[metric].label:16}"
             line += f"{in_words(result.mean(metric), info.decimals):32}"
             if run is not comparison.runs[0]:
                 paired = comparison.paired(result, metric)
