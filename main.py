@@ -30,6 +30,7 @@ from ldm.callbacks import (
     WholeFiles,
     last_losses,
 )
+from ldm.callbacks_validation import SampleMetrics
 from ldm.cli import Options, parse_arguments
 from ldm.config import Config, check_config, check_paths, load_config
 from ldm.data.datamodule import DataModuleFromConfig
@@ -39,7 +40,7 @@ from ldm.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
 from ldm.util import instantiate_from_config
 
 # What YAMLs call main.*: defined elsewhere, for this file runs as __main__ and would make a second class of each name.
-__all__ = ["DataModuleFromConfig", "EdgeProbe", "ImageLogger", "main"]
+__all__ = ["DataModuleFromConfig", "EdgeProbe", "ImageLogger", "SampleMetrics", "main"]
 
 log = logging.getLogger("main")
 
@@ -159,7 +160,8 @@ def build_trainer(config: Config, folder: RunFolder, keep_last: KeepLast) -> pl.
     checkpoints.setdefault("dirpath", str(folder.last_checkpoint.parent))
     if "filename" not in checkpoints:
         checkpoints |= {"filename": "step{step:06d}", "auto_insert_metric_name": False}
-    if not {"every_n_train_steps", "every_n_epochs", "train_time_interval"} & set(checkpoints):
+    # What monitors a metric saves after each validation, which is when there is a new value: Lightning's default.
+    if not {"every_n_train_steps", "every_n_epochs", "train_time_interval", "monitor"} & set(checkpoints):
         checkpoints["every_n_train_steps"] = 1000
     callbacks: list[Callback] = [
         instantiate_from_config(callback) for callback in config.get("lightning.callbacks", {}).values()

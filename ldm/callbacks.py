@@ -66,7 +66,7 @@ class ImageLogger(Callback):
     def _log(self, trainer: pl.Trainer, pl_module: Any, pair: Pair, name: str) -> None:
         if not trainer.is_global_zero:
             return
-        with _undisturbed(trainer, pl_module):
+        with undisturbed(trainer, pl_module):
             images = pl_module.log_images(pair, min(self.max_images, len(pair)))
         grid = labelled_grid(images)
         file = Path(trainer.default_root_dir) / "images" / f"{name}.png"
@@ -109,7 +109,7 @@ class EdgeProbe(Callback):
 
     @staticmethod
     def _measure(trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
-        with _undisturbed(trainer, pl_module):
+        with undisturbed(trainer, pl_module):
             return {key: float(value) for key, value in pl_module.edge_probe(_example_pair(trainer, pl_module)).items()}
 
 
@@ -294,7 +294,7 @@ def _example_pair(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Pair:
 
 
 @contextmanager
-def _undisturbed(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+def undisturbed(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
     """No gradients, the trainer's precision, and the global random state afterwards as before."""
     devices = [pl_module.device] if pl_module.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():

@@ -72,7 +72,7 @@ class RunFolder:
         checkpoint = folder.last_checkpoint if path.is_dir() else path
         if not checkpoint.is_file():
             raise UserError(f"--resume {target}: {checkpoint} is not there; give a run's folder or a .ckpt file of one")
-        if not folder._configs():
+        if not folder.configs():
             raise UserError(
                 f"--resume {target}: {folder.path / 'configs'} holds no config of a run; to start a new run from these "
                 f"weights, pass model.params.ckpt_path={checkpoint}"
@@ -98,7 +98,7 @@ class RunFolder:
 
     def saved_config(self) -> Path:
         """The newest saved config."""
-        return self._configs()[-1]
+        return self.configs()[-1]
 
     def saved_settings(self) -> RunSettings:
         """What `save` wrote.
@@ -113,7 +113,8 @@ class RunFolder:
         except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
             raise UserError(f"{file} cannot be read: without it this run cannot be resumed ({error})") from error
 
-    def _configs(self) -> list[Path]:
+    def configs(self) -> list[Path]:
+        """The saved configs, oldest first."""
         return sorted((self.path / "configs").glob("*-config.yaml"))
 
 
@@ -128,10 +129,20 @@ def checkpoint_step(file: Path) -> int:
     Raises:
         UserError: the file is no checkpoint, or one that holds weights only.
     """
+    checkpoint = checkpoint_outline(file)
+    if "loops" not in checkpoint or not checkpoint.get("optimizer_states"):
+        raise UserError(f"{file} holds weights, no training state; start from it with model.params.ckpt_path={file}")
+    return int(checkpoint["global_step"])
+
+
+def checkpoint_outline(file: Path) -> dict[str, Any]:
+    """A checkpoint whose tensors have shapes but no values: little is read, however large the file.
+
+    Raises:
+        UserError: the file is no checkpoint.
+    """
     try:
         checkpoint = torch.load(file, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is cut short or something else altogether
         raise UserError(f"{file} cannot be read as a checkpoint: it is damaged or something else") from error
-    if not isinstance(checkpoint, dict) or "loops" not in checkpoint or not checkpoint.get("optimizer_states"):
-        raise UserError(f"{file} holds weights, no training state; start from it with model.params.ckpt_path={file}")
-    return int(checkpoint["global_step"])
+    return checkpoint if isinstance(checkpoint, dict) else {}

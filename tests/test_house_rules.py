@@ -104,11 +104,15 @@ def autoencoder_knows_only_the_ground_floor(root: Path) -> list[str]:
 
 
 def imports_point_downward(root: Path) -> list[str]:
-    below_inference = [path for path, _ in sources(root, "ldm") if not path.startswith("ldm/inference/")]
+    upper = ("ldm/inference/", "ldm/evaluation/")
+    below_inference = [path for path, _ in sources(root, "ldm") if not path.startswith(upper)]
+    see_evaluation = ("ldm/evaluation/", "ldm/callbacks_validation.py")
+    others = [path for path, _ in sources(root, *LIBRARY, "main.py") if not path.startswith(see_evaluation)]
     return [
         *forbidden(imports(root, *LIBRARY, "scripts"), "main"),
         *forbidden(imports(root, *LIBRARY), "scripts"),
         *forbidden(imports(root, *below_inference), "ldm.inference"),
+        *forbidden(imports(root, *others), "ldm.evaluation"),
     ]
 
 
@@ -206,6 +210,8 @@ RULES: list[tuple[Rule, dict[str, str]]] = [
         "scripts/c.py": "import main",
         "ldm/d.py": "import scripts.upscale",
         "ldm/models/e.py": "from ldm.inference import pipeline",
+        "ldm/inference/f.py": "from ldm.evaluation import runs",
+        "main.py": "import ldm.evaluation.page",
     }),
     (lightning_keeps_to_its_rooms, {
         "ldm/config.py": "import pytorch_lightning as pl",
@@ -253,6 +259,9 @@ def test_the_rules_allow_what_they_should(tmp_path: Path) -> None:
         "basicsr/data/a.py": "from basicsr.utils import errors\nfrom .b import c\nx = torch.cuda.is_available()",
         "ldm/__init__.py": "\n",
         "ldm/callbacks_more.py": "import pytorch_lightning\nimport ldm.util",
+        "ldm/callbacks_validation.py": "from ldm.evaluation import restore",
+        "ldm/evaluation/__init__.py": "",
+        "ldm/evaluation/restore.py": "from ldm.inference import pipeline",
         "ldm/models/__init__.py": "",
         "ldm/models/autoencoder.py": "import pytorch_lightning\nfrom ldm.models.diffusion import checkpoint",
         "ldm/models/diffusion/__init__.py": "",

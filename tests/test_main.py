@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import skimage.data
 import torch
 import yaml
-from PIL import Image
+from tiny_run import write_tiny_run
 
 from ldm.config import load_config
 from ldm.loggers import read_metrics
@@ -25,34 +24,11 @@ EVERY_STEP = "lightning.modelcheckpoint.params.every_n_train_steps=1"
 NO_CALLBACKS = "lightning.callbacks=null"
 COMMAND = [sys.executable, str(ROOT / "main.py")]
 
-TINY = f"""
-base: {ROOT}/configs/demo/edge_cpu.yaml
-model:
-  params:
-    unet_config: {{params: {{channel_mult: [1, 1], attention_resolutions: []}}}}
-    structcond_stage_config: {{params: {{channel_mult: [1, 1], attention_resolutions: []}}}}
-    first_stage_config: {{params: {{ckpt_path: null, ddconfig: {{ch: 32, ch_mult: [1, 1]}}}}}}
-degradation: {{gt_size: 32}}
-data:
-  params:
-    batch_size: 1
-    num_workers: 0
-    train: {{params: {{gt_path: pictures, crop_size: 32, gt_size: 32, queue_size: 2}}}}
-    validation: {{params: {{gt_path: pictures, crop_size: 32, gt_size: 32}}}}
-lightning:
-  callbacks: {{image_logger: {{params: {{batch_frequency: 1000, max_images: 1}}}}}}
-  trainer: {{max_steps: 2}}
-"""
-
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with four pictures and tiny.yaml, as the working directory."""
-    (tmp_path / "pictures").mkdir()
-    photo = Image.fromarray(skimage.data.astronaut())
-    for index in range(4):
-        photo.crop((64 * index, 64, 64 * index + 48, 112)).save(tmp_path / "pictures" / f"{index}.png")
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    write_tiny_run(tmp_path)
     (tmp_path / "five.yaml").write_text("base: 5")
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_MODE", "WANDB_API_KEY"):

@@ -1,0 +1,36 @@
+"""The smallest training run with all parts: a config and pictures for it."""
+
+from pathlib import Path
+
+import skimage.data
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+TINY = f"""
+base: {ROOT}/configs/demo/edge_cpu.yaml
+model:
+  params:
+    unet_config: {{params: {{channel_mult: [1, 1], attention_resolutions: []}}}}
+    structcond_stage_config: {{params: {{channel_mult: [1, 1], attention_resolutions: []}}}}
+    first_stage_config: {{params: {{ckpt_path: null, ddconfig: {{ch: 32, ch_mult: [1, 1]}}}}}}
+degradation: {{gt_size: 32}}
+data:
+  params:
+    batch_size: 1
+    num_workers: 0
+    train: {{params: {{gt_path: pictures, crop_size: 32, gt_size: 32, queue_size: 2}}}}
+    validation: {{params: {{gt_path: pictures, crop_size: 32, gt_size: 32}}}}
+lightning:
+  callbacks: {{image_logger: {{params: {{batch_frequency: 1000, max_images: 1}}}}}}
+  trainer: {{max_steps: 2}}
+"""
+
+
+def write_tiny_run(folder: Path) -> None:
+    """Four pictures and tiny.yaml, which names them relative to `folder`."""
+    (folder / "pictures").mkdir()
+    photo = Image.fromarray(skimage.data.astronaut())
+    for index in range(4):
+        photo.crop((64 * index, 64, 64 * index + 48, 112)).save(folder / "pictures" / f"{index}.png")
+    (folder / "tiny.yaml").write_text(TINY)
