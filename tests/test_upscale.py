@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from test_demo import script
-from test_main import TINY
+from tiny_run import TINY
 
 from basicsr.utils.img_util import read_picture
 from ldm.config import load_config
