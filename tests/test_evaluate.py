@@ -146,7 +146,7 @@ def test_killed_half_way_and_started_again(here: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while len(restored(kind="json")) < 2:
         assert process.poll() is None
-        time.sleep(0.005)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not Path("report/report.html").exists()
@@ -266,8 +266,8 @@ def test_mistakes_get_one_line(
 ) -> None:
     spoil()
     assert evaluate(words(*more)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and line in error
+    *_, error = said = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and line in error and "Traceback" not in str(said)
     assert not Path("report/restored").exists()
 
 
