@@ -55,8 +55,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it as the working directory."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    """A copy of it as the working directory; its files are links, to be replaced and not written into."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True, copy_function=os.link)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -146,7 +146,7 @@ def test_killed_half_way_and_started_again(here: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while len(restored(kind="json")) < 2:
         assert process.poll() is None
-        time.sleep(0.005)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not Path("report/report.html").exists()
@@ -169,7 +169,8 @@ def test_only_what_is_missing_is_computed(here: Path, capsys: pytest.CaptureFixt
     first, before = restored(), rows("report/results.csv")
     assert again("--border", "0") == 6
     assert restored() == first and rows("report/results.csv") != before  # measured alone
-    shutil.copy("runs/plain/checkpoints/step000002.ckpt", "runs/edge/checkpoints/step000002.ckpt")
+    Path("runs/plain/checkpoints/step000002.ckpt").replace("runs/edge/checkpoints/step000002.ckpt")
+    shutil.copy("runs/edge/checkpoints/step000002.ckpt", "runs/plain/checkpoints/step000002.ckpt")
     assert again("--border", "0") == 3  # other content under a known name
     assert len(restored()) == 9 and first.items() <= restored().items()
 
@@ -265,8 +266,8 @@ def test_mistakes_get_one_line(
 ) -> None:
     spoil()
     assert evaluate(words(*more)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and line in error
+    *_, error = said = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and line in error and "Traceback" not in str(said)
     assert not Path("report/restored").exists()
 
 
