@@ -16,7 +16,6 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from tqdm import tqdm
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
@@ -33,6 +32,7 @@ from ldm.callbacks import (
 from ldm.callbacks_validation import SampleMetrics
 from ldm.cli import Options, parse_arguments
 from ldm.config import Config, check_config, check_paths, load_config
+from ldm.console import speak
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.loggers import CHOICES, finish_loggers, is_first_process, make_loggers, read_metrics, wandb_folder
 from ldm.plots import save_loss_curves
@@ -270,18 +270,9 @@ def save_curves(folder: RunFolder) -> Path | None:
     return picture if save_loss_curves(read_metrics(folder.path / "metrics.csv"), picture) else None
 
 
-class AroundProgressBar(logging.Handler):
-    """Prints messages on lines of their own, above the progress bar where there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
-
-
 def set_up_output() -> None:
     """Our own messages as plain lines on the first process; of the libraries, only what matters."""
-    logging.basicConfig(format="%(message)s", handlers=[AroundProgressBar()], level=logging.WARNING, force=True)
-    for name in ("main", "ldm", "basicsr"):
-        logging.getLogger(name).setLevel(logging.INFO if is_first_process() else logging.ERROR)
+    speak("main", "ldm", "basicsr", level=logging.INFO if is_first_process() else logging.ERROR, stream="stdout")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)

@@ -7,7 +7,6 @@ again: a command that was stopped is simply given again. scripts/compare_runs.py
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
 
 from basicsr.utils.errors import UserError
+from ldm.console import speak
 from ldm.evaluation.evaluate import Evaluation, Options
 from ldm.evaluation.page import FILE
 from ldm.evaluation.runs import SELECTIONS
@@ -46,8 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
     given = vars(parse(argv))
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("ldm.evaluation").setLevel(logging.INFO)
+    speak("ldm.evaluation")
     watch, pause = given.pop("watch"), given.pop("pause")
     try:
         evaluation = Evaluation(Options(runs=given.pop("run"), **given))

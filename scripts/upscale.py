@@ -10,7 +10,6 @@ folder failed (they are listed at the end), 2 where nothing could be done, 130 a
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -22,6 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
 
 from basicsr.utils.errors import UserError
+from ldm.console import speak
 from ldm.inference.folder import Outcome, Wanted, check_output, list_jobs, upscale_files
 from ldm.inference.networks import PRECISIONS
 from ldm.inference.pipeline import DEFAULTS, DEMO_DEFAULTS, Upscaler
@@ -35,8 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    logging.basicConfig(format="%(message)s", handlers=[AroundBars()], level=logging.WARNING, force=True)
-    logging.getLogger("ldm.inference").setLevel(logging.INFO)
+    speak("ldm.inference")
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:
@@ -83,13 +82,6 @@ def bars(name: str, parts: Iterable) -> Iterable:
     # A single picture needs no bar of its own. Where the output is no terminal there are none.
     hidden = True if whole and len(parts) == 1 else None  # type: ignore[arg-type]
     return tqdm(parts, desc=name, leave=False, position=0 if whole else 1, disable=hidden, dynamic_ncols=True)
-
-
-class AroundBars(logging.Handler):
-    """Prints messages on lines of their own, above the progress bars."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:
