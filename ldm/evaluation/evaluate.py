@@ -13,6 +13,7 @@ from ldm.evaluation.records import Record, Settings
 from ldm.evaluation.runs import Run, open_runs, select_checkpoints
 from ldm.evaluation.summary import FILE, Report, make_report, save_report
 from ldm.evaluation.work import choose_devices, compute
+from ldm.inference.settings import Sampler
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Options:
     lq: str | None = None
     checkpoints: str = "all"
     steps: int = 50
-    sampler: str = "ddpm"
+    sampler: Sampler = "ddpm"
     seed: int = 23
     border: int | None = None  # None: the scale factor
     lpips: bool = False

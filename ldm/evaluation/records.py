@@ -17,7 +17,8 @@ from basicsr.utils.rng import derived_seed
 from ldm.evaluation.pictures import Picture, read_frames, read_tensor, save_picture
 from ldm.evaluation.restore import restore
 from ldm.evaluation.runs import Checkpoint, Run, digest
-from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.inference.networks import Networks
+from ldm.inference.settings import Sampler
 
 METRICS_VERSION = 1  # to be raised whenever a metric gives another value: stored numbers are then computed anew
 
@@ -31,7 +32,7 @@ class Settings:
     """
 
     steps: int
-    sampler: str
+    sampler: Sampler
     seed: int
     sf: int
     border: int  # pixels cut off before measuring
@@ -95,11 +96,11 @@ class Record:
             metrics["lpips"] = lpips(sr_01, gt_01, self.settings.border)
         self.write(metrics)
 
-    def restore(self, model: LatentDiffusionSRTextWT) -> None:
+    def restore(self, networks: Networks) -> None:
         """Restore the picture and store it."""
         lq_01 = read_frames(self.picture, self.settings.sf).lq_01
         seed = derived_seed("evaluation", self.settings.seed, self.picture.name)
-        save_picture(restore(model, lq_01, self.settings.steps, seed, self.settings.sampler), self.restored)
+        save_picture(restore(networks, lq_01, self.settings.steps, seed, self.settings.sampler), self.restored)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from basicsr.metrics.measure import Lpips
 from basicsr.utils.errors import UserError
 from ldm.evaluation.records import Record
-from ldm.evaluation.restore import load_model
+from ldm.evaluation.restore import load_networks
 
 # Tells of one picture that is done (None) or of a checkpoint that cannot be used (why).
 News = Callable[[str | None], None]
@@ -67,17 +67,18 @@ def compute(missing: Sequence[Record], devices: Sequence[str]) -> list[str]:
 def _work(records: Sequence[Record], device: str, news: News) -> None:
     """Restore and measure these records, which are sorted by checkpoint."""
     lpips = Lpips() if records and records[0].settings.lpips else None
-    loaded, model, spoilt = None, None, None
+    loaded, networks, spoilt = None, None, None
     for record in records:
         if record.checkpoint == spoilt:
             continue
         try:
             if not record.restored.exists():
                 if loaded != record.checkpoint:
-                    model = None  # the memory of the one before is needed
-                    model, loaded = load_model(record.run, record.checkpoint, torch.device(device)), record.checkpoint
-                assert model is not None
-                record.restore(model)
+                    networks = None  # the memory of the one before is needed
+                    networks = load_networks(record.run, record.checkpoint, torch.device(device))
+                    loaded = record.checkpoint
+                assert networks is not None
+                record.restore(networks)
         except UserError as error:
             spoilt = record.checkpoint
             news(str(error))
