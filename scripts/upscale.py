@@ -112,7 +112,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--negative_prompt", metavar="TEXT", help='(default: "")')
     add("--dec_w", type=float, metavar="X", help="with --cfw_ckpt: 0 (the model's own result) to 1 (closest to the "
         "input) (default: 0.5)")
-    add("--colorfix", metavar="NAME", help="take the colours from the input: adain (the default), wavelet or none")
+    add("--colorfix", metavar="NAME", help="take the colours from the input: adain, wavelet or none (default: "
+        f"{DEFAULTS.colorfix}, with the demo weights {DEMO_DEFAULTS.colorfix})")
     add("--tile", type=_tile, metavar="auto|none|N", help=f"side of the tiles, pixels of the result, {MIN_TILE} or "
         "more; smaller needs less memory. auto (the default) is the size that the model was trained at; none takes the "
         "whole picture at once")
