@@ -33,8 +33,8 @@ MIN_SIDE = 8  # pixels: there is nothing to see in less
 BYTES_PER_PIXEL = 100  # of the result: eight canvases of three floats, rounded up
 COLOR_FIXES = {"adain": adaptive_instance_normalization, "wavelet": wavelet_reconstruction}
 DEFAULTS = UpscaleSettings()
-# More steps cost time and give more texture, but the small networks' texture is further from the truth. Their colours are
-# off by region, which adain, one for the whole picture, cannot mend.
+# More steps cost time and give more texture, but the small networks' texture is further from the truth. Their colours
+# are off by region, which adain, one for the whole picture, cannot mend.
 DEMO_DEFAULTS = UpscaleSettings(steps=4, batch=16, colorfix="wavelet")
 
 
