@@ -4,8 +4,9 @@ CANDIDATES = $(if $(PYTHON),"$(PYTHON)",python3.11 python3 python)
 # Always run through this one file and relative paths: the folder may be moved, and its name may hold spaces.
 VENV_PYTHON = .venv/bin/python
 STAMP = .venv/installed
+APP = .venv/app
 
-.PHONY: help setup demo test clean
+.PHONY: help setup demo app test clean
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s%s\n", $$1, $$2 }' Makefile
@@ -15,6 +16,9 @@ setup: $(STAMP) ## make .venv with the versions in requirements.txt; PYTHON=FILE
 demo: $(STAMP) ## train a tiny model with the edge loss on real photographs, on the CPU
 	@$(VENV_PYTHON) scripts/demo_photos.py
 	@WANDB_MODE=$${WANDB_MODE:-offline} $(VENV_PYTHON) main.py --base configs/demo/edge_cpu.yaml
+
+app: $(APP)/installed ## open a web page that upscales pictures; OPTIONS='--port 8000' passes options on
+	@PYTHONPATH=$(APP) $(VENV_PYTHON) scripts/app.py $(OPTIONS)
 
 test: $(STAMP) ## check style and types, then run all tests
 	@$(VENV_PYTHON) -m ruff check .
@@ -43,3 +47,10 @@ $(STAMP): requirements.txt
 	status=$$?; kill $$!; echo; \
 	if [ $$status -ne 0 ]; then echo 'error: pip could not install requirements.txt; make setup tries again' >&2; exit 1; fi; \
 	touch $@
+
+# A folder that comes before .venv's own packages and only for the page, which needs an older Pillow.
+$(APP)/installed: requirements-app.txt $(STAMP)
+	@rm -rf $(APP); echo 'installing requirements-app.txt into $(APP), a minute the first time'
+	@$(VENV_PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --no-deps --target $(APP) -r $< \
+	  || { echo 'error: pip could not install requirements-app.txt; make app tries again' >&2; exit 1; }
+	@touch $@

@@ -56,6 +56,14 @@ def test_every_direct_requirement_is_pinned_within_its_range() -> None:
         assert requirement.specifier.contains(PINS[name], prereleases=True), f"{name}=={PINS[name]}: not {requirement}"
 
 
+def test_the_page_adds_to_the_pins_and_changes_only_pillow() -> None:
+    added = pins(["-r requirements-app.txt"])
+    assert all(requirement.specifier.contains(added[name]) for name, requirement in declared(("app",)).items()
+               if name not in declared(()))
+    assert set(added) & set(PINS) == {"pillow"}
+    assert declared()["pillow"].specifier.contains(added["pillow"])
+
+
 def test_conda_and_pip_get_the_same_versions() -> None:
     (from_pip,) = (entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict))
     assert pins(from_pip) == PINS
@@ -105,8 +113,8 @@ def third_party(places: tuple[str, ...]) -> dict[str, str]:
     ("places", "groups"),
     [
         (("basicsr/**/*.py", "ldm/**/*.py", "main.py"), ()),
-        (("scripts/**/*.py",), ("demo",)),
-        (("tests/**/*.py",), INSTALLED_GROUPS),
+        (("scripts/**/*.py",), ("demo", "app")),
+        (("tests/**/*.py",), (*INSTALLED_GROUPS, "browser")),
     ],
     ids=["library", "scripts", "tests"],
 )
