@@ -20,7 +20,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from test_main import TINY
+from tiny_run import TINY
 
 from ldm.config import load_config
 from ldm.util import instantiate_from_config

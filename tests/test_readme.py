@@ -1,8 +1,11 @@
 """What the README says is there: files, flags, YAML keys, make targets."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -11,6 +14,9 @@ from ldm.config import check_config, load_config
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+# Without what is about the flags of other programs than main.py.
+OTHERS = r"(## (Upscaling|Did it get better\?)\n|Upscaling, where).*?(?=\n## )|[^\n]*scripts/[^\n]*"
+OF_MAIN = re.sub(OTHERS, "", TEXT, flags=re.DOTALL)
 
 
 def test_its_files_are_there() -> None:
@@ -22,12 +28,23 @@ def test_its_files_are_there() -> None:
 
 
 def test_its_yaml_fits(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    blocks = re.findall(r"```yaml\n( *)(.*?)```", TEXT, re.DOTALL)
+    assert len(blocks) == 2
     (tmp_path / "stableSRNew").symlink_to(ROOT / "configs/stableSRNew")
-    (tmp_path / "mine.yaml").write_text(block)
-    config = load_config([tmp_path / "mine.yaml"])
-    check_config(config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint)
-    assert config.get("model.params.edge_loss_weight") == 0.1
+    for indent, block in blocks:
+        (tmp_path / "mine.yaml").write_text(indent + block)
+        config = load_config([tmp_path / "mine.yaml"])
+        check_config(config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint)
+        assert config.get("model.params.edge_loss_weight") == 0.1
+
+
+@pytest.mark.parametrize("script", ["upscale", "evaluate", "compare_runs"])
+def test_its_scripts_take_their_flags(script: str) -> None:
+    commands = TEXT.replace("\\\n", " ").splitlines()
+    used = {flag for line in commands if f"{script}.py" in line for flag in re.findall(r"(--[a-z_]+)", line)}
+    told = subprocess.run([sys.executable, f"scripts/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert used and told.returncode == 0
+    assert used <= set(re.findall(r"--[a-z_]+", told.stdout))
 
 
 def test_its_commands_parse() -> None:
@@ -39,7 +56,7 @@ def test_its_commands_parse() -> None:
 
 def test_its_flags_exist() -> None:
     values = {"--logger": "csv"}  # the others can take a 1
-    flags = set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)(?=[` ])", TEXT)) - {"--help"}
+    flags = set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)(?=[` ])", OF_MAIN)) - {"--help"}
     assert {"--resume", "--max_steps", "--no-test"} <= flags
     for flag in flags:
         parse_arguments([flag, values.get(flag, "1")], pl.Trainer, ("wandb", "tensorboard", "csv"))
