@@ -184,8 +184,10 @@ def choices(defaults: UpscaleSettings, demo: bool, cfw: bool) -> dict[str, Any]:
             found["guidance_scale"] = gr.Slider(
                 1, 15, defaults.guidance_scale, step=0.5, label=LABELS["guidance_scale"],
                 info="Pull towards the prompt; 1 is off, more takes twice as long")
-            found["prompt"] = gr.Textbox(label=LABELS["prompt"], info="What the picture shows; may stay empty")
-            found["negative_prompt"] = gr.Textbox(label=LABELS["negative_prompt"], info="What it should not look like")
+            found["prompt"] = gr.Textbox(defaults.prompt, label=LABELS["prompt"],
+                                         info="What the picture shows; may stay empty")
+            found["negative_prompt"] = gr.Textbox(
+                defaults.negative_prompt, label=LABELS["negative_prompt"], info="What it should not look like")
         if cfw:
             found["dec_w"] = gr.Slider(0, 1, defaults.dec_w, step=0.05, label=LABELS["dec_w"],
                                        info="0: the model's own result; 1: closest to your picture (CFW)")
