@@ -168,10 +168,10 @@ def duration(seconds: float) -> str:
 def choices(defaults: UpscaleSettings, demo: bool, cfw: bool) -> dict[str, Any]:
     """The controls by the field of UpscaleSettings that they choose; only those that mean something here."""
     found = {
-        "upscale": gr.Slider(1, MAX_FACTOR, 4 if not demo else 2, step=0.5, label=LABELS["upscale"],
+        "upscale": gr.Slider(1, MAX_FACTOR, defaults.upscale, step=0.5, label=LABELS["upscale"],
                              info="How many times as wide and high"),
         "steps": gr.Slider(1, 50 if demo else 1000, defaults.steps, step=1, label=LABELS["steps"],
-                           info="More steps take longer" + ("; beyond 10 little changes" if demo else
+                           info="More steps take longer" + (" and give more texture, true or not" if demo else
                                 "; 200 for the best result, 4 with the turbo checkpoint")),
     }
     with gr.Accordion("More choices", open=False):

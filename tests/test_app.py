@@ -1,12 +1,11 @@
 """The web page in a real browser: Chromium, as Debian and others package it.
 
-Needs Gradio, Selenium, Chromium and its driver, which the other tests do without:
+Two of the tests need Gradio, Selenium, Chromium and its driver, which all others do without; they run when asked for:
 
     .venv/bin/pip install --target .venv/app selenium          (after `make app`)
-    PYTHONPATH=.venv/app .venv/bin/python -m pytest tests/test_app.py
+    PYTHONPATH=.venv/app .venv/bin/python -m pytest -m browser tests/test_app.py
 """
 
-import importlib.util
 import os
 import re
 import shutil
@@ -27,11 +26,6 @@ from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(ROOT / "scripts/app.py")]
-MISSING = [
-    *[name for name in ("gradio", "selenium") if importlib.util.find_spec(name) is None],
-    *[name for name in ("chromium", "chromedriver") if shutil.which(name) is None],
-]
-needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +102,7 @@ def tab(address: str) -> Iterator[Tab]:
     tab.driver.quit()
 
 
-@needs_browser
+@pytest.mark.browser
 def test_pictures_are_refused_upscaled_stopped(tab: Tab, folder: Path) -> None:
     tab.hand_in(folder / "notes.png")
     tab.read("notes.png cannot be read as a picture (its content is of no known type); choose another file.")
@@ -132,7 +126,7 @@ def test_pictures_are_refused_upscaled_stopped(tab: Tab, folder: Path) -> None:
     assert {host.partition(":")[0] for host in requested} == {"127.0.0.1"}  # nothing comes from elsewhere
 
 
-@needs_browser
+@pytest.mark.browser
 def test_mistakes_get_one_line(folder: Path) -> None:
     for words in (["--base", "tiny.yaml"], ["--base", "tiny.yaml", "--ckpt", "cat.png"], ["--max_pixels", "0"]):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
