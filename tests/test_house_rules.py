@@ -123,7 +123,9 @@ def lightning_keeps_to_its_rooms(root: Path) -> list[str]:
 
 
 def package_files_are_empty(root: Path) -> list[str]:
-    return [path for path, text in sources(root, *LIBRARY) if path.endswith("/__init__.py") and text.strip()]
+    """All but the door through which users of the library come."""
+    packages = [(path, text) for path, text in sources(root, *LIBRARY) if path.endswith("/__init__.py")]
+    return [path for path, text in packages if text.strip() and path != "ldm/inference/__init__.py"]
 
 
 def packages_have_their_file(root: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Upscale pictures: any size, any factor, every sampler.
 
-    from ldm.inference.pipeline import Upscaler
+    from ldm.inference import Upscaler
     large = Upscaler.from_checkpoint(config, checkpoint)(small)
 
 Encode, sample and decode all work in overlapping tiles of the size that the networks were trained at. Beside the

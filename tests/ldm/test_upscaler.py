@@ -12,9 +12,10 @@ from torch import Tensor
 
 from basicsr.metrics.seams import seam_score
 from basicsr.utils.errors import UserError
+from ldm.inference import Upscaler
 from ldm.inference.networks import Networks, chosen_device
 from ldm.inference.picture import Picture
-from ldm.inference.pipeline import Upscaler, explained_out_of_memory
+from ldm.inference.pipeline import explained_out_of_memory
 from ldm.inference.settings import UpscaleSettings
 from ldm.inference.tiled_vae import TiledAutoencoder, feather
 from ldm.models.autoencoder import AutoencoderKLResi
