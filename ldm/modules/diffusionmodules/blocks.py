@@ -81,7 +81,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
-        q, k, v = rearrange(self.qkv(self.norm(flat)), "b (h three d) n -> three b h n d", three=3, h=self.heads)
+        qkv = rearrange(self.qkv(self.norm(flat)), "b (h three d) n -> three b h n d", three=3, h=self.heads)
+        q, k, v = qkv.contiguous()  # channels last in memory, for the fused kernel
         h = rearrange(scaled_dot_product_attention(q, k, v), "b h n d -> b (h d) n")
         return (flat + self.proj_out(h)).view_as(x)
 
