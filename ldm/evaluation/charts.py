@@ -80,6 +80,9 @@ def in_words(interval: Interval, decimals: int, sign: str = "") -> str:
     """`31.20 (30.81 to 31.62)`; the mean alone where there is one picture, a dash where there is none."""
     if not interval.pictures:
         return "–"
+    widest = max(map(abs, interval[:3]))
+    if sign and 0 < widest < 10**-decimals:  # a difference that would be shown as nothing but zeros
+        decimals = 1 - math.floor(math.log10(widest))
     mean, low, high = (f"{value:{sign}.{decimals}f}".replace("-", "−") for value in interval[:3])
     return mean if interval.pictures == 1 else f"{mean} ({low} to {high})"
 

@@ -38,6 +38,7 @@ def test_intervals_agree_with_the_normal_approximation() -> None:
 def test_intervals_of_few_values() -> None:
     assert bootstrap_mean([2.0, math.nan]) == (2, 2, 2, 1)
     assert bootstrap_mean([math.nan]).pictures == 0 and math.isnan(bootstrap_mean([]).mean)
+    assert in_words(bootstrap_mean([0.0004]), 2, "+") == "+0.00040"  # not +0.00
     assert in_words(bootstrap_mean([]), 2) == "–" and in_words(bootstrap_mean([2.0]), 1) == "2.0"
 
 
