@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))  # run from a clone, nothing installed
 from basicsr.data.pair_pool import Pair  # noqa: E402
 from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
 from benchmarks.canny_speed import photograph_batch  # noqa: E402
+from benchmarks.memory import peak_rss  # noqa: E402
 from ldm.config import load_config  # noqa: E402
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT  # noqa: E402
 from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
@@ -130,9 +131,7 @@ def peak_on_cpu(size: str, arm: str, frame: int, batch: int) -> float:
     bench.model.original_timesteps.clamp_(max=LAST_STEP)
     for index in range(2):
         bench.step(arm, index)
-    # Not getrusage's figure: a new process inherits that of the one that started it.
-    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) * 1024 / 1e9
+    return peak_rss() / 1e9
 
 
 def peak_memory(bench: Bench, size: str, frame: int, batch: int) -> dict[str, float]:

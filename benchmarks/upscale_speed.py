@@ -12,7 +12,6 @@ differ by more than 1e-3.
 
 import argparse
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
 
 from basicsr.utils.rng import torch_rng  # noqa: E402
+from benchmarks.memory import peak_rss  # noqa: E402
 from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks  # noqa: E402
 from ldm.inference.picture import Picture  # noqa: E402
 from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler  # noqa: E402
@@ -107,7 +107,7 @@ def peak_memory(upscaler: Upscaler) -> float:
     """MB that this process has had at most so far: on the GPU where it works there."""
     if upscaler.networks.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return peak_rss() / 1e6
 
 
 def main() -> int:

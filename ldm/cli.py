@@ -6,11 +6,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from basicsr.utils.errors import UserError
+from ldm.console import OneLineParser
 from ldm.util import closest
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
@@ -49,11 +50,6 @@ class Options:
     logger: str | None
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help explains all)")
-
-
 def parse_arguments(argv: Sequence[str] | None, trainer: Callable, loggers: Sequence[str]) -> Options:
     """Parse `argv` (default: the process's). `trainer` is the class whose arguments become flags.
 
@@ -80,13 +76,11 @@ def parse_arguments(argv: Sequence[str] | None, trainer: Callable, loggers: Sequ
     return Options(**ours, overrides=overrides, trainer=arguments)
 
 
-def _make_parser(trainer: Callable, loggers: Sequence[str]) -> _Parser:
-    parser = _Parser(
+def _make_parser(trainer: Callable, loggers: Sequence[str]) -> OneLineParser:
+    parser = OneLineParser(
         "main.py",
         usage="main.py --base A.yaml [B.yaml ...] [key.path=value ...] [flags]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-b", "--base", nargs="*", action="extend", default=[], metavar="YAML", help="configs, merged left to right")

@@ -1,12 +1,36 @@
 """How command lines speak: messages on lines of their own above the progress bars."""
 
+import argparse
 import logging
 import sys
-from typing import TextIO
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
+from basicsr.utils.errors import UserError
+
 OURS = ("main", "ldm", "basicsr")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Tells of bad arguments by a UserError, in one line; flags may not be abbreviated."""
+
+    def __init__(self, prog: str, description: str | None, usage: str | None = None) -> None:
+        super().__init__(prog, usage, description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help explains all)")
+
+
+def some_path(word: str) -> Path:
+    """An argument that is a path. An empty one, as of a variable that is not set, would mean the current folder."""
+    if not word:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(word)
+
+
 
 
 class AroundBars(logging.Handler):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
 
+from basicsr.utils import checks
 from basicsr.utils.errors import UserError
-from ldm.console import speak
+from ldm.console import OneLineParser, some_path, speak
 from ldm.evaluation.evaluate import Evaluation, Options
 from ldm.evaluation.page import FILE
 from ldm.evaluation.runs import SELECTIONS
@@ -23,9 +24,7 @@ from ldm.evaluation.summary import Report
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser("evaluate.py", description=__doc__)
     add = parser.add_argument
     add("--run", action="append", required=True, metavar="FOLDER", help="a training run; give it again for another one")
     add("--data", required=True, metavar="FOLDER", help="true pictures, searched with subfolders")
@@ -37,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--border", type=int, help="pixels to cut off before measuring (default: the scale factor)")
     add("--lpips", action="store_true", help="measure LPIPS too; needs pip install 'stablesr-edge[lpips]'")
     add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="the report, new or to go on with")
+    add("--out", type=some_path, required=True, metavar="FOLDER", help="the report, new or to go on with")
     add("--watch", action="store_true", help="go on with new checkpoints until the runs have ended")
     add("--pause", type=float, default=30, metavar="SECONDS", help="between two looks with --watch (default: 30)")
     return parser.parse_args(argv)
@@ -45,10 +44,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
-    given = vars(parse(argv))
     speak("ldm.evaluation")
-    watch, pause = given.pop("watch"), given.pop("pause")
     try:
+        given = vars(parse(argv))
+        watch, pause = given.pop("watch"), checks.number("--pause", given.pop("pause"), 0.1)
         evaluation = Evaluation(Options(runs=given.pop("run"), **given))
         if not watch:
             tell(evaluation())
@@ -57,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tell(report)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # such as a full disk
+        print(f"error: --out {given['out']} cannot be written: {error}; the same command goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -14,23 +14,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
 
 from basicsr.utils.errors import UserError
-from ldm.console import speak
+from ldm.console import OneLineParser, some_path, speak
 from ldm.inference.folder import Outcome, Wanted, check_output, list_jobs, upscale_files
 from ldm.inference.networks import PRECISIONS
 from ldm.inference.pipeline import DEFAULTS, DEMO_DEFAULTS, Upscaler
 from ldm.inference.settings import MAX_FACTOR, MIN_TILE, UpscaleSettings
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help explains all)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,14 +78,14 @@ def bars(name: str, parts: Iterable) -> Iterable:
     return tqdm(parts, desc=name, leave=False, position=0 if whole else 1, disable=hidden, dynamic_ncols=True)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OneLineParser:
     """The flags; those of `UpscaleSettings` are None where they are not given."""
-    parser = _Parser("upscale.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                     allow_abbrev=False)
+    parser = OneLineParser("upscale.py", description=__doc__)
     add = parser.add_argument
     files = parser.add_argument_group("files").add_argument
-    files("--input", type=Path, required=True, metavar="PATH", help="a picture, or a folder of them")
-    files("--output", type=Path, default=Path("results"), metavar="FOLDER", help="where results go (default: results)")
+    files("--input", type=some_path, required=True, metavar="PATH", help="a picture, or a folder of them")
+    files("--output", type=some_path, default=Path("results"), metavar="FOLDER",
+          help="where results go (default: results)")
     files("--base", metavar="YAML", help="the config that the checkpoint was trained with")
     files("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors")
     files("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), for results closer to the input")
@@ -127,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _tile(word: str) -> int | str:
-    return int(word) if word.lstrip("-").isdigit() else word
+    return int(word) if word.lstrip("-").isdecimal() else word
 
 
 if __name__ == "__main__":

@@ -76,6 +76,25 @@ def restored(kind: str = "png") -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in Path("report/restored").rglob(f"*.{kind}")}
 
 
+def test_a_run_whose_weight_the_gradients_decide(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config,) = (here / "runs/edge/configs").glob("*-config.yaml")
+    text = config.read_text()
+    config.unlink()  # it may be a link to what other tests share
+    config.write_text(text.replace("edge_loss_weight: 0.1", "edge_loss_weight: auto:0.2"))
+    assert evaluate(words("--checkpoints", "last")) == 0
+    assert {row["edge_loss_weight"] for row in rows("report/results.csv")} == {"0.0", "auto:0.2"}
+    assert compare_runs(["report"]) == 0
+    assert "edge (edge_loss_weight auto:0.2, step 2)" in capsys.readouterr().out
+    assert "weight auto:0.2" in Path("report/report.html").read_text()
+
+
+def test_a_picture_that_is_too_small_is_left_out_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (5, 5)).save("data/a.png")
+    assert evaluate(words("--checkpoints", "last")) == 0
+    assert "left out: data/a.png: it is 5 x 5 pixels: each side must be 8 or more" in capsys.readouterr().err
+    assert len(rows("report/results.csv")) == 6
+
+
 class Page(HTMLParser):
     """Collects what a page refers to, and the ids in it."""
 
@@ -258,6 +277,10 @@ def nothing() -> None:
         (nothing, ["--devices", "0"], "--devices 0: give 1"),
         (nothing, ["--steps", "0"], "--steps 0: give 1 or more"),
         (nothing, ["--border", "-1"], "--border -1: give 0 pixels or more"),
+        (nothing, ["--border", "40"], "--border 40 leaves too little of data/cup"),
+        (nothing, ["--out", "/proc/none"], "--out /proc/none cannot be written"),
+        (nothing, ["--pause", "-1"], "--pause is -1"),
+        (nothing, ["--sampler", "euler"], "argument --sampler: invalid choice: 'euler'"),
         (lambda: shutil.copy("data/cup0.png", "data/cup0.bmp"), [], "have one name; rename one of them"),
     ],
 )

@@ -1,6 +1,7 @@
 """scripts/upscale.py as its users meet it: files, folders, going on, and mistakes."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -103,6 +104,35 @@ def test_a_folder_keeps_its_structure_and_is_gone_on_with(here: Path, capsys: py
     assert {name for name in names if again[name] != first[name]} == {"a.png"}
     assert run("--input", "in", "--output", "in/out", "--overwrite") == 0
     assert "5 upscaled; results" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["picture", "seed", "bits"])
+def test_a_result_of_something_else_is_neither_finished_nor_overwritten(
+    here: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    assert run("--input", "photo.png") == 0
+    before = (here / "results/photo.png").read_bytes()
+    if change == "picture":
+        photo(here / "photo.png", mode="L")
+    words = {"picture": [], "seed": ["--seed", "5"], "bits": ["--bits", "16"]}[change]
+    assert run("--input", "photo.png", *words) == 2
+    assert "is there, made from another picture or with other settings; --overwrite" in capsys.readouterr().err
+    assert (here / "results/photo.png").read_bytes() == before
+    assert run("--input", "photo.png", *words, "--overwrite") == 0
+    assert (here / "results/photo.png").read_bytes() != before
+
+
+@pytest.mark.parametrize(("names", "flags"), [
+    (("a.png", "a_compare.png"), ["--compare"]), (("a.png", "a.jpg", "a.png.png"), []),
+])  # fmt: skip
+def test_two_pictures_never_share_a_file(
+    here: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], flags: list[str]
+) -> None:
+    for name in names:
+        photo(here / "in" / name)
+    assert run("--input", "in", *flags) == 2
+    assert re.search("error: .* and .* would both be written to .*; rename one of them", capsys.readouterr().err)
+    assert not files(here / "results")
 
 
 def exif(orientation: int) -> Image.Exif:

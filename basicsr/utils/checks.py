@@ -17,9 +17,10 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     return float(value)
 
 
-def whole_number(name: str, value: object, low: int, high: float = math.inf) -> int:
+def whole_number(name: str, value: object, low: float, high: float = math.inf) -> int:
     """One integer in [low, high]."""
-    if number(name, value, low, high) != int(value):  # type: ignore[call-overload]  # number() has checked it
+    number(name, value, low, high)
+    if isinstance(value, float) and not value.is_integer():
         raise UserError(f"{name} is {value}: give a whole number")
     return int(value)  # type: ignore[call-overload]
 

@@ -76,6 +76,11 @@ def interval_bar(interval: Interval, reach: float, better: bool | None) -> str:
     )
 
 
+def weight_in_words(weight: float | str) -> str:
+    """`0.1`, or `auto:0.2` as it is."""
+    return weight if isinstance(weight, str) else f"{weight:g}"
+
+
 def in_words(interval: Interval, decimals: int, sign: str = "") -> str:
     """`31.20 (30.81 to 31.62)`; the mean alone where there is one picture, a dash where there is none."""
     if not interval.pictures:

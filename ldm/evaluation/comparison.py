@@ -51,7 +51,7 @@ def compare_runs(report: Report, baseline: str | None = None, at: str = "last") 
     """
     runs = list(report.runs)
     if baseline is None:
-        first = min(runs, key=lambda run: run.edge_loss_weight)
+        first = min(runs, key=lambda run: (isinstance(run.edge_loss_weight, str), run.edge_loss_weight))
     else:
         named = [run for run in runs if baseline in (run.name, run.label)]
         if not named:

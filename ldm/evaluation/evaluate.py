@@ -8,11 +8,12 @@ from pathlib import Path
 
 from basicsr.utils.errors import UserError
 from ldm.evaluation.page import write_page
-from ldm.evaluation.pictures import Picture, given_pictures, made_pictures
+from ldm.evaluation.pictures import Picture, check_border, given_pictures, made_pictures
 from ldm.evaluation.records import Record, Settings
 from ldm.evaluation.runs import Run, open_runs, select_checkpoints
 from ldm.evaluation.summary import FILE, Report, make_report, save_report
 from ldm.evaluation.work import choose_devices, compute
+from ldm.inference.folder import check_output
 from ldm.inference.settings import Sampler
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Evaluation:
             if others:
                 self.inputs += f" (not as in {', '.join(others)}, which trained with another degradation)"
             self.pictures, self.left_out = made_pictures(options.data, first.config, options.seed, options.out / "lq")
+        check_border(self.pictures, border)
         for line in self.left_out:
             log.warning("left out: %s", line)
         log.info("%d pictures, %s", len(self.pictures), self.inputs)
@@ -145,3 +147,4 @@ def _check_out(out: Path) -> None:
         raise UserError(f"--out {out} holds other files: name a folder that is new, or a report to go on with")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file: name a folder")
+    check_output(out, "--out")

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from basicsr.metrics.measure import METRICS
-from ldm.evaluation.charts import Series, colour, curves, in_words, interval_bar
+from ldm.evaluation.charts import Series, colour, curves, in_words, interval_bar, weight_in_words
 from ldm.evaluation.comparison import Comparison, compare_runs
 from ldm.evaluation.gallery import Column, available, crop_uri, data_uri, edge_picture, frame_uri, overview, zoom_window
 from ldm.evaluation.records import write_whole
@@ -124,7 +124,8 @@ def _best(report: Report) -> str:
 
 
 def _legend(report: Report) -> str:
-    names = (_name(f"{run.label} (weight {run.edge_loss_weight:g})", i) for i, run in enumerate(report.runs))
+    named = [(f"{run.label} (weight {weight_in_words(run.edge_loss_weight)})", i) for i, run in enumerate(report.runs)]
+    names = (_name(*each) for each in named)
     return f'<p class="legend">{" ".join(f"<span>{name}</span>" for name in names)}</p>'
 
 
@@ -147,13 +148,14 @@ def _curves(report: Report) -> str:
 
 
 def _weights(report: Report, comparison: Comparison) -> str:
-    if len({run.edge_loss_weight for run in report.runs}) < 2:
+    numbers = {run.name: run.edge_loss_weight for run in report.runs if not isinstance(run.edge_loss_weight, str)}
+    if len(set(numbers.values())) < 2:
         return ""
     order, charts = _order(report), []
     for metric in report.metrics:
         series = [
-            Series(run.label, colour(order[run.name]), ((run.edge_loss_weight, result.mean(metric)),))
-            for run, result in zip(comparison.runs, comparison.chosen, strict=True)
+            Series(run.label, colour(order[run.name]), ((numbers[run.name], result.mean(metric)),))
+            for run, result in zip(comparison.runs, comparison.chosen, strict=True) if run.name in numbers
         ]
         charts.append(_chart(metric, curves(series, "edge_loss_weight", METRICS[metric].decimals)))
     note = f"<p>Means with {CONFIDENCE} % bootstrap intervals, at {escape(comparison.how)}.</p>"
@@ -263,7 +265,8 @@ def _pictures(report: Report, comparison: Comparison) -> str:
 def _protocol(report: Report) -> str:
     settings = report.settings
     metrics = "".join(f"<dt>{_heading(name)}</dt><dd>{escape(METRICS[name].meaning)}</dd>" for name in report.metrics)
-    runs = "".join(f"<dt>{escape(run.label)}</dt><dd>{escape(run.name)}, edge_loss_weight {run.edge_loss_weight:g}</dd>"
+    runs = "".join(f"<dt>{escape(run.label)}</dt><dd>{escape(run.name)}, edge_loss_weight "
+                   f"{weight_in_words(run.edge_loss_weight)}</dd>"
                    for run in report.runs)  # fmt: skip
     text = (f"Inputs: {escape(report.inputs)}. Noise is a function of seed {settings.seed} and the picture's name. "
             f"Results are rounded to 8 bits; {settings.border} pixels are cut off on every side. Canny edges are those "

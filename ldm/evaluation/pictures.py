@@ -21,6 +21,7 @@ from basicsr.utils.img_util import as_01, find_pictures, read_rgb
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.config import Config
 from ldm.evaluation.runs import digest
+from ldm.inference.pipeline import MIN_SIDE
 from ldm.util import instantiate_from_config
 
 
@@ -128,6 +129,16 @@ def save_picture(img_01: Tensor, path: Path) -> None:
     draft.replace(path)
 
 
+def check_border(pictures: Sequence[Picture], border: int) -> None:
+    """Raise UserError where cutting `border` pixels off every side leaves less than 8 of a picture."""
+    for picture in pictures:
+        with Image.open(picture.gt) as image:
+            least = min(image.size)
+        if least - 2 * border < MIN_SIDE:
+            raise UserError(f"--border {border} leaves too little of {picture.gt}, whose shorter side has {least} "
+                            f"pixels: give at most {(least - MIN_SIDE) // 2}")
+
+
 def file_identity(path: Path) -> str:
     """Of a file's bytes."""
     with path.open("rb") as file:
@@ -155,7 +166,9 @@ def _readable(data: str) -> tuple[dict[str, Path], list[str]]:
     readable, left_out = {}, []
     for name, path in _by_name(data, "--data").items():
         try:
-            read_rgb(path)
+            height, width = read_rgb(path).shape[:2]
+            if min(height, width) < MIN_SIDE:
+                raise UserError(f"{path}: it is {width} x {height} pixels: each side must be {MIN_SIDE} or more")
             readable[name] = path
         except UserError as error:
             left_out.append(str(error))

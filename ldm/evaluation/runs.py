@@ -40,8 +40,10 @@ class Run:
         return re.sub(r"^\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d_", "", self.name)
 
     @property
-    def edge_loss_weight(self) -> float:
-        return float(self.config.get("model.params.edge_loss_weight", 0.0))
+    def edge_loss_weight(self) -> float | str:
+        """A number, or `auto:FRACTION`."""
+        weight = self.config.get("model.params.edge_loss_weight", 0.0)
+        return weight if isinstance(weight, str) else float(weight)
 
     @property
     def checkpoints(self) -> Path:

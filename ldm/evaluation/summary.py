@@ -40,7 +40,7 @@ class RunResult:
 
     name: str
     label: str
-    edge_loss_weight: float
+    edge_loss_weight: float | str
     checkpoints: tuple[CheckpointResult, ...]
 
     def best(self, metric: str) -> CheckpointResult | None:

@@ -71,18 +71,22 @@ def _work(records: Sequence[Record], device: str, news: News) -> None:
     for record in records:
         if record.checkpoint == spoilt:
             continue
-        try:
-            if not record.restored.exists():
-                if loaded != record.checkpoint:
-                    networks = None  # the memory of the one before is needed
+        if not record.restored.exists():
+            if loaded != record.checkpoint:
+                networks = None  # the memory of the one before is needed
+                try:
                     networks = load_networks(record.run, record.checkpoint, torch.device(device))
-                    loaded = record.checkpoint
-                assert networks is not None
+                except UserError as error:
+                    spoilt = record.checkpoint
+                    news(str(error))
+                    continue
+                loaded = record.checkpoint
+            assert networks is not None
+            try:
                 record.restore(networks)
-        except UserError as error:
-            spoilt = record.checkpoint
-            news(str(error))
-            continue
+            except UserError as error:
+                news(f"{record.picture.gt}: {error}")
+                continue
         record.measure(lpips)
         news(None)
 

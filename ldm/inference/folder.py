@@ -3,14 +3,15 @@
 import errno
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import UserError
 from basicsr.utils.img_util import PICTURE_SUFFIXES, find_pictures, read_picture
-from ldm.inference.picture import Picture
+from ldm.inference.picture import Picture, mark_of, marked
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.tiled_vae import Watch, unwatched
 from ldm.plots import labelled_grid, png_bytes
@@ -89,13 +90,23 @@ def list_jobs(source: Path, output: Path) -> list[Job]:
     return jobs
 
 
-def check_output(folder: Path) -> None:
+def check_names(jobs: Sequence[Job], wanted: Wanted) -> None:
+    """Raise UserError where two jobs would write one file."""
+    owner: dict[Path, Job] = {}
+    for job in jobs:
+        for file in wanted.files(job):
+            if (other := owner.setdefault(file, job)) is not job:
+                raise UserError(f"{other.source} and {job.source} would both be written to {file}; rename one of them")
+
+
+def check_output(folder: Path, flag: str = "--output") -> None:
     """Make the folder and see that files can be written there. Raises OutputError where they cannot."""
     trial = folder / f".trial{os.getpid()}"
     try:
         write_whole(trial, b"\0")
     except OutputError as error:
-        raise OutputError(str(error).replace(str(trial), f"--output {folder}", 1)) from error
+        told = str(error).replace(str(trial), f"{flag} {folder}", 1)
+        raise OutputError(told.replace("another --output", f"another {flag}")) from error
     trial.unlink()
 
 
@@ -126,6 +137,7 @@ def upscale_files(upscaler: Upscaler, jobs: list[Job], wanted: Wanted, watch: Wa
 
     Raises OutputError where the output cannot be written.
     """
+    check_names(jobs, wanted)
     outcome = Outcome()
     bar = iter(watch("pictures", jobs))
     for batch in _batches(upscaler, bar, wanted, outcome):
@@ -147,7 +159,11 @@ def _batches(upscaler: Upscaler, jobs: Iterable[Job], wanted: Wanted,
     waiting: dict[tuple[int, int], list[tuple[Job, Picture]]] = {}
     for job in jobs:
         if not wanted.overwrite and all(file.exists() for file in wanted.files(job)):
-            outcome.skipped.append(job)
+            if mark_of(job.target) == _mark(upscaler, job, wanted):
+                outcome.skipped.append(job)
+            else:
+                outcome.failed.append((job, f"{job.target} is there, made from another picture or with other settings; "
+                                       "--overwrite replaces it, or choose another --output"))
             continue
         try:
             picture = Picture.from_stored(read_picture(job.source))
@@ -180,4 +196,11 @@ def _write(upscaler: Upscaler, job: Job, picture: Picture, result: Picture, want
         strip = {"input, bicubic": upscaler.enlarged(picture), "upscaled": result}
         grid = labelled_grid({label: image.rgb_01[None] * 2 - 1 for label, image in strip.items()})
         write_whole(job.beside("compare"), png_bytes(grid))
-    write_whole(job.target, result.to_png(wanted.bits))
+    write_whole(job.target, marked(result.to_png(wanted.bits), _mark(upscaler, job, wanted)))
+
+
+def _mark(upscaler: Upscaler, job: Job, wanted: Wanted) -> str:
+    """What a result depends on, in short: the picture's file, the settings and the weights."""
+    settings = replace(upscaler.settings, batch=1)  # which changes no result
+    settings_text = repr((settings, wanted.bits, upscaler.networks.identity)).encode()
+    return blake2b(settings_text + job.source.read_bytes(), digest_size=16).hexdigest()

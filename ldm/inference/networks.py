@@ -1,6 +1,8 @@
 """The networks of an upscaler, from a config and its checkpoints, where and in the precision that they are to run."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,14 @@ class Networks:
         """What the sides of a picture must be multiples of, pixels: f, doubled at each level of the U-Net."""
         unet: nn.Module = self.model.model.diffusion_model
         return self.downsampling * 2 ** sum(isinstance(module, Downsample) for module in unet.modules())
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the weights: every tensor's sum, in short."""
+        parts = [self.model, *([] if self.cfw is None else [self.cfw])]
+        sums = torch.stack([weights.sum(dtype=torch.float64).cpu() for part in parts for weights in part.parameters()])
+        # Rounded, for the order of summing depends on the number of threads.
+        return blake2b(sums.float().numpy().tobytes(), digest_size=16).hexdigest()
 
     @classmethod
     def load(cls, config_file: str | Path, ckpt: str | Path, cfw_ckpt: str | Path | None = None, device: str = "auto",

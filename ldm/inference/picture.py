@@ -1,8 +1,11 @@
 """Pictures on their way through the upscaler: from files, PIL, NumPy and tensors, and back with what came with them."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,7 +16,10 @@ from torch import Tensor
 from basicsr.utils.errors import UserError
 from basicsr.utils.img_util import StoredPicture, as_01, stored
 
+MARK = "stablesr-edge"
+AFTER_HEADER = 33  # bytes: PNG's signature and its header chunk
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow and OpenCV turn colour into grey
+KINDS = ("u1", "u2", "f2", "f4", "f8")  # of arrays, as NumPy names them
 AnyPicture = Image.Image | np.ndarray | Tensor
 
 
@@ -91,6 +97,22 @@ class Picture:
         return {"exif": self.exif, "icc_profile": self.icc_profile}
 
 
+def marked(png: bytes, mark: str) -> bytes:
+    """A PNG file with a text in it (chunk tEXt, before the pixels), which says what it was made from."""
+    text = b"tEXt" + MARK.encode() + b"\0" + mark.encode("ascii")
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return png[:AFTER_HEADER] + chunk + png[AFTER_HEADER:]
+
+
+def mark_of(file: Path) -> str | None:
+    """The text that `marked` put into a PNG file; None where there is none."""
+    try:
+        with Image.open(file) as image:
+            return image.info.get(MARK)
+    except OSError:  # no picture
+        return None
+
+
 def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPicture]]:
     """A picture and the way back to the kind that it came as.
 
@@ -98,12 +120,15 @@ def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPic
     [0, 1]. Type and device are kept. Raises UserError for everything else.
     """
     if isinstance(picture, Image.Image):
-        picture.load()
+        try:
+            picture.load()
+        except (OSError, ValueError) as error:  # cut short, or closed
+            raise UserError(f"the picture cannot be read ({error})") from error
         return Picture.from_stored(stored(picture)), Picture.to_pil
     if isinstance(picture, Tensor) and picture.is_floating_point():
         like = picture
         return Picture.from_planes(picture), lambda result: result.planes().to(like)
-    if not isinstance(picture, np.ndarray) or picture.dtype.kind not in "uf" or picture.dtype.itemsize > 8:
+    if not isinstance(picture, np.ndarray) or picture.dtype.kind + str(picture.dtype.itemsize) not in KINDS:
         raise UserError(f"a picture is a PIL image, an array of uint8, uint16 or floats, or a tensor of floats; not "
                         f"{getattr(picture, 'dtype', type(picture).__name__)}")
     array = picture[..., None] if picture.ndim == 2 else picture

@@ -73,7 +73,7 @@ class Upscaler:
         `watch` may wrap each long loop to show its progress. Raises UserError for what is no picture, for one with a
         side below 8 pixels, and where memory does not suffice.
         """
-        if isinstance(picture, Tensor) and picture.ndim == 4:
+        if isinstance(picture, Tensor) and picture.ndim == 4 and len(picture):
             return torch.stack([self(each, watch) for each in picture])  # type: ignore[misc]
         given, back = understood(picture)
         return back(self.upscale([given], watch)[0])

@@ -1,5 +1,6 @@
 """How to upscale: everything a user may choose, checked."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -49,13 +50,14 @@ class UpscaleSettings:
         checks.number("--guidance_scale", self.guidance_scale)
         checks.number("--dec_w", self.dec_w, 0, 1)
         checks.whole_number("--batch", self.batch, 1)
+        checks.whole_number("--seed", self.seed, 0)
         for flag, value, choices in (("--sampler", self.sampler, Sampler), ("--colorfix", self.colorfix, ColorFix)):
             if value not in get_args(choices):
                 raise checks.unknown(flag, str(value), get_args(choices))
         if isinstance(self.tile, str):
             if self.tile not in ("auto", "none"):
                 raise UserError(f"--tile is {self.tile!r}: give auto, none or a number of pixels from {MIN_TILE} on")
-        elif checks.whole_number("--tile", self.tile, 1) < MIN_TILE:
+        elif checks.whole_number("--tile", self.tile, -math.inf) < MIN_TILE:
             raise UserError(f"--tile is {self.tile}: give {MIN_TILE} pixels or more; less shows too little")
         if self.tile_overlap is not None:
             checks.whole_number("--tile_overlap", self.tile_overlap, 0)
