@@ -163,6 +163,11 @@ def test_pictures_show_the_weight_in_red_and_the_weighted_error() -> None:
     assert torch.equal(over[0, :, 5, 0], gt[0, :, 5, 0]) and error[0, 0, 5, 0] == -1
 
 
+def test_a_picture_without_edges_is_shown_as_it_is() -> None:
+    flat = torch.full((1, 3, 16, 16), 0.25)
+    assert torch.equal(EdgeLoss().pictures(flat, flat)[0], flat)
+
+
 # What is refused
 
 

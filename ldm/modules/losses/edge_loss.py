@@ -77,12 +77,14 @@ class EdgeLoss:
     def pictures(self, pred_pm1: Tensor, gt_pm1: Tensor) -> tuple[Tensor, Tensor]:
         """To look at, (B, 3, H, W) in [-1, 1] each: the weight map in red over the true picture, and error times W.
 
-        W is shown as a share of its maximum, the error as the square root of its share of it, picture by picture.
+        Of W is shown what lies above its minimum, as a share of the highest, picture by picture: nothing where all
+        weighs alike. The error is shown as the square root of its share of the maximum.
         """
         pred_pm1, gt_pm1 = pred_pm1.float(), gt_pm1.float()
         weights = self.weight_map(self.edges(gt_pm1))
         red = torch.tensor([1.0, -1.0, -1.0], device=gt_pm1.device)[:, None, None]
-        over_truth = torch.lerp(gt_pm1, red.expand_as(gt_pm1), _share(weights).expand_as(gt_pm1))
+        above = _share(weights - weights.amin(dim=(2, 3), keepdim=True))
+        over_truth = torch.lerp(gt_pm1, red.expand_as(gt_pm1), above.expand_as(gt_pm1))
         error = (self.error(pred_pm1, gt_pm1) * weights).mean(dim=1, keepdim=True)
         return over_truth, (_share(error).sqrt() * 2 - 1).expand_as(gt_pm1)
 
