@@ -301,11 +301,16 @@ def test_not_enough_memory(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert files(here / "results") == set()
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to its background jobs, which this test may run in: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_what_is_finished(here: Path) -> None:
     photo(here / "in/a.png")
     photo(here / "in/b.png", 200, 200)
     process = subprocess.Popen([*COMMAND, *WORDS, "--steps", "20", "--input", "in"], stderr=subprocess.PIPE, text=True,
-                               env=ONE_THREAD, start_new_session=True)
+                               env=ONE_THREAD, start_new_session=True, preexec_fn=heed_ctrl_c)
     assert process.stderr is not None
     assert "a.png" in process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)
