@@ -12,11 +12,11 @@ from ldm.modules.ema import LitEma
 from ldm.util import instantiate_from_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "stableSRNew"
-MISSION = CONFIGS / "v2-finetune_text_T_512_edge_800.yaml"
+EDGE_CONFIG = CONFIGS / "v2-finetune_text_T_512_edge_800.yaml"
 
 
 def build(overrides: dict) -> LatentDiffusionSRTextWT:
-    values = load_config([MISSION]).values["model"]
+    values = load_config([EDGE_CONFIG]).values["model"]
     with torch.device("meta"):
         return instantiate_from_config({**values, "params": {**values["params"], "ckpt_path": None, **overrides}})
 
@@ -30,7 +30,7 @@ def shapes(module: nn.Module) -> dict[str, list[int]]:
     return {key: list(value.shape) for key, value in module.state_dict().items()}
 
 
-def test_the_mission_has_the_published_keys_and_shapes_and_no_others(model: LatentDiffusionSRTextWT) -> None:
+def test_the_edge_config_has_the_published_keys_and_shapes_and_no_others(model: LatentDiffusionSRTextWT) -> None:
     assert model.edge_loss_weight == 0.1
     assert model.first_stage_model.decoder.checkpoint_activations
     assert shapes(model) == MANIFEST["stage1"]
@@ -61,6 +61,6 @@ def test_averages_of_different_parameters_have_different_names(model: LatentDiff
 
 
 def test_stage_2_has_the_published_keys_and_shapes() -> None:
-    values = load_config([MISSION]).values["model"]["params"]["first_stage_config"]["params"]
+    values = load_config([EDGE_CONFIG]).values["model"]["params"]["first_stage_config"]["params"]
     with torch.device("meta"):
         assert shapes(AutoencoderKLResi(**values)) == MANIFEST["cfw"]
