@@ -103,22 +103,24 @@ def run(options: Options) -> int:
             raise
         return stopped(trainer, folder, "stopped at once: the newest steps are lost")
     except (RuntimeError, ValueError) as error:
-        raise explained(error, checkpoint) from error
+        if told := explained(error, checkpoint):
+            raise told from error
+        raise
     finally:
         finish_loggers(trainer.loggers)
     summarise(trainer, folder, time.monotonic() - started)
     return 0
 
 
-def explained(error: Exception, checkpoint: Path | None) -> Exception:
-    """The user's error that Lightning means by a bare one, or else the same."""
+def explained(error: Exception, checkpoint: Path | None) -> UserError | None:
+    """The user's error that Lightning means by a bare one; None where it is something else."""
     text = str(error)
     if "loading state_dict" in text or "parameter group" in text:
         return UserError(f"{checkpoint} does not fit the config's model: {first_line(error, 1):.200}; to start anew "
                          f"from its weights, pass model.params.ckpt_path={checkpoint}")
     if any(known in text for known in ("val_check_interval", "Early stopping conditioned", "ModelCheckpoint(monitor")):
         return UserError(f"lightning: {first_line(error)}")
-    return error
+    return None
 
 
 def begin(options: Options) -> tuple[RunFolder, Path | None, RunSettings, Config]:
@@ -126,6 +128,8 @@ def begin(options: Options) -> tuple[RunFolder, Path | None, RunSettings, Config
     flags = {f"lightning.trainer.{name}": value for name, value in options.trainer.items()}
     given = {"seed": options.seed, "scale_lr": options.scale_lr, "project": options.project, "logger": options.logger}
     given = {key: value for key, value in given.items() if value is not None}
+    if options.seed is not None:
+        checks.whole_number("--seed", options.seed, 0, 2**32 - 1)
     if options.resume:
         if options.name or options.postfix:
             raise UserError("--name and --postfix name a new run; one that is resumed keeps its folder")
@@ -133,8 +137,6 @@ def begin(options: Options) -> tuple[RunFolder, Path | None, RunSettings, Config
         files = [str(folder.saved_config()), *options.base]
         settings = RunSettings(**{**vars(folder.saved_settings()), **given})
         return folder, checkpoint, settings, load_config(files, options.overrides, flags)
-    if options.seed is not None:
-        checks.whole_number("--seed", options.seed, 0, 2**32 - 1)
     if not options.base:
         raise UserError("no config: python main.py --base CONFIG.yaml (--help explains all)")
     config = load_config(options.base, options.overrides, flags)
@@ -147,13 +149,13 @@ def begin(options: Options) -> tuple[RunFolder, Path | None, RunSettings, Config
 def build_trainer(config: Config, folder: RunFolder, keep_last: KeepLast) -> pl.Trainer:
     """The Trainer that `lightning:` describes, with our callbacks and no logger yet."""
     arguments: dict[str, Any] = {"num_sanity_val_steps": 0, **config.get("lightning.trainer", {})}
-    # Around a hundred points for a short run's curves; every 50th step of a long one.
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps"):
         if arguments.get(name) is not None:
             checks.whole_number(f"lightning.trainer.{name}", arguments[name], 1)
     if (arguments.get("precision") or 32) not in PRECISIONS:
         known = ", ".join(map(str, PRECISIONS))
         raise UserError(f"lightning.trainer.precision is {arguments['precision']!r}: choose one of {known}")
+    # Around a hundred points for a short run's curves; every 50th step of a long one.
     arguments.setdefault("log_every_n_steps", min(50, max(1, arguments.get("max_steps", -1) // 100)))
     checkpoints: dict[str, Any] = {"save_last": True, "enable_version_counter": False}
     checkpoints |= config.get("lightning.modelcheckpoint.params", {})

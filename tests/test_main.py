@@ -229,6 +229,7 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--base", "five.yaml"], "five.yaml: base: 5 is no YAML file's name"),
         (["--resume", "logs/none"], "there is no such folder or file"),
         (["--resume", "pictures"], "last.ckpt is not there"),
+        (["--resume", "pictures", "--seed", "-1"], "--seed is -1"),
         (["--resume", "garbage", "-n", "x"], "keeps its folder"),
     ],
 )
