@@ -17,12 +17,8 @@ from typing import Any
 
 import pytest
 import skimage.data
-import torch
 from PIL import Image
-from tiny_run import TINY
-
-from ldm.config import load_config
-from ldm.util import instantiate_from_config
+from tiny_run import write_tiny_model
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(ROOT / "scripts/app.py")]
@@ -32,10 +28,7 @@ COMMAND = [sys.executable, str(ROOT / "scripts/app.py")]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights, and pictures good and bad."""
     folder = tmp_path_factory.mktemp("app")
-    (folder / "tiny.yaml").write_text(TINY)
-    block = dict(load_config([folder / "tiny.yaml"]).values["model"])
-    block.pop("base_learning_rate")
-    torch.save({"state_dict": instantiate_from_config(block).state_dict()}, folder / "model.ckpt")
+    write_tiny_model(folder)
     photo = Image.fromarray(skimage.data.chelsea())
     photo.crop((100, 60, 124, 80)).convert("RGBA").save(folder / "cat.png")
     photo.save(folder / "large.png")

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from test_demo import script
-from tiny_run import TINY
+from tiny_run import write_tiny_model
 
 from basicsr.utils.img_util import read_picture
 from ldm.config import load_config
@@ -35,12 +35,7 @@ upscale = script("upscale")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model's config and checkpoints, written once: tiny.yaml, model.ckpt, sd.ckpt."""
     folder = tmp_path_factory.mktemp("weights")
-    (folder / "tiny.yaml").write_text(TINY)
-    block = dict(load_config([folder / "tiny.yaml"]).values["model"])
-    block.pop("base_learning_rate")
-    torch.manual_seed(0)
-    state = instantiate_from_config(block).state_dict()
-    torch.save({"state_dict": state}, folder / "model.ckpt")
+    state = write_tiny_model(folder)
     torch.save({key: value for key, value in state.items() if ".spade." not in key}, folder / "sd.ckpt")
     return folder
 
@@ -234,6 +229,8 @@ def truncated(file: str) -> str:
     (["--bits", "12"], "--bits is 12"),
     (["--dec_w", "2"], "--dec_w is 2"),
     (["--start_t", "1000"], "start_t is 1000"),
+    (["--start_t", "2", "--steps", "4"], "--steps is 4: from --start_t 2 on at most 3 can be taken"),
+    (["--start_t", "-1"], "--start_t is -1"),
     (["--unknown"], "--unknown"),
     (["--input", "gone.png"], "--input gone.png is not there"),
     (["--input", "text.png"], "text.png: cannot be read as a picture (its content is of no known type)"),

@@ -1,9 +1,13 @@
-"""The smallest training run with all parts: a config and pictures for it."""
+"""The smallest training run with all parts: a config, pictures for it, and a model."""
 
 from pathlib import Path
 
 import skimage.data
+import torch
 from PIL import Image
+
+from ldm.config import load_config
+from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +29,17 @@ lightning:
   callbacks: {{image_logger: {{params: {{batch_frequency: 1000, max_images: 1}}}}}}
   trainer: {{max_steps: 2}}
 """
+
+
+def write_tiny_model(folder: Path) -> dict[str, torch.Tensor]:
+    """tiny.yaml and a checkpoint of its model with random weights, model.ckpt; returns its state dict."""
+    (folder / "tiny.yaml").write_text(TINY)
+    block = dict(load_config([folder / "tiny.yaml"]).values["model"])
+    block.pop("base_learning_rate")
+    torch.manual_seed(0)
+    state = instantiate_from_config(block).state_dict()
+    torch.save({"state_dict": state}, folder / "model.ckpt")
+    return state
 
 
 def write_tiny_run(folder: Path) -> None:
