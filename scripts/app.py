@@ -30,6 +30,7 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 from basicsr.utils.errors import UserError
+from ldm.console import OneLineParser
 from ldm.inference.networks import PRECISIONS
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.service import LABELS, Job, Progress, Result, Service, StoppedError
@@ -43,10 +44,9 @@ MAX_FACTOR = 8
 PREVIEW = 1024  # pixels, of the longer side
 STAGES = {"encoding": "tile", "sampling": "step", "decoding": "tile"}  # and what their parts are called
 TITLE = "<h1>StableSR-Edge</h1><p>Makes a small or soft picture larger and sharper. Your picture stays on {where}.</p>"
-DEMO_NOTE = """<p><b>These are the small demo weights.</b> They were trained on a CPU, on a handful of photographs, to
-show how everything works. Expect somewhat crisper edges in photographs with light blur and noise; do not expect new
-detail in hair, faces or writing, nor help with strong blur or JPEG blocks. The full model does that: start this page
-with <code>--base</code> and <code>--ckpt</code>.</p>"""
+DEMO_NOTE = """<p><b>These are the small demo weights.</b> They were trained on a CPU, on ten photographs with light
+blur, noise and JPEG traces, to show how everything works. Expect crisper edges, not new detail. For the full model
+start this page with <code>--base</code> and <code>--ckpt</code>.</p>"""
 EMPTY = "<p class='quiet'>The result will appear here, beside the picture enlarged by plain bicubic interpolation.</p>"
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: auto !important; }
@@ -176,7 +176,7 @@ def choices(defaults: UpscaleSettings, demo: bool, cfw: bool) -> dict[str, Any]:
     }
     with gr.Accordion("More choices", open=False):
         found["sampler"] = gr.Radio([("DDPM", "ddpm"), ("DDIM", "ddim")], value=defaults.sampler,
-                                    label=LABELS["sampler"], info="DDPM has more texture, DDIM is smoother")
+                                    label=LABELS["sampler"], info="How noise turns into a picture, step by step")
         found["colorfix"] = gr.Radio([("Match overall", "adain"), ("Match locally", "wavelet"), ("Leave", "none")],
                                      value=defaults.colorfix, label=LABELS["colorfix"],
                                      info="Take the colours from your picture (AdaIN, wavelet, or not at all)")
@@ -229,8 +229,8 @@ def build(service: Service, defaults: UpscaleSettings, demo: bool, where: str) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load the networks and serve the page until Ctrl-C; returns the exit status."""
-    args = make_parser().parse_args(argv)
     try:
+        args = make_parser().parse_args(argv)
         with TemporaryDirectory(prefix="stablesr-edge-") as folder:
             os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "cache"))
             return serve(args, Path(folder))
@@ -261,10 +261,9 @@ def serve(args: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OneLineParser:
     """The flags; see `upscale.py` for those that it has too."""
-    parser = argparse.ArgumentParser("app.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("app.py", description=__doc__)
     add = parser.add_argument
     add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
     add("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors")
