@@ -40,6 +40,7 @@ from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config, check_paths, load_config
+from ldm.console import OneLineParser, some_path
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.util import instantiate_from_config
 
@@ -205,17 +206,17 @@ def check_same_settings(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("logs/edge_experiment"))
+    parser = OneLineParser("edge_experiment.py", description=__doc__)
+    parser.add_argument("--out", type=some_path, default=Path("logs/edge_experiment"))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, len(T_975) + 2), metavar="1..16")
     parser.add_argument("--sampling-steps", type=int, default=4, help="DDIM steps of a sample")
     parser.add_argument("--timing-rounds", type=int, default=8)
     parser.add_argument("words", nargs="*", help="overrides for all arms: model.params.ckpt_path=null starts anew")
-    args = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*self.log.*")
     logging.getLogger("ldm").setLevel(logging.ERROR)
     try:
+        args = parser.parse_args()
         check_paths(load_config([arm_file("none")], args.words))
         args.out.mkdir(parents=True, exist_ok=True)
         check_same_settings(args)
@@ -225,6 +226,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     with (args.out / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(results[0])))
         writer.writeheader()

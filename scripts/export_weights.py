@@ -3,7 +3,6 @@
     python scripts/export_weights.py logs/RUN/checkpoints/last.ckpt WEIGHTS.safetensors [--without PREFIX ...]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
 
 from basicsr.utils.errors import UserError
+from ldm.console import OneLineParser, some_path
 from ldm.models.diffusion.checkpoint import read_state_dict
 
 
@@ -38,12 +38,12 @@ def export(source: Path, target: Path, without: Sequence[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, help="a .ckpt or .safetensors file")
-    parser.add_argument("target", type=Path, help="the .safetensors file to write")
+    parser = OneLineParser("export_weights.py", description=__doc__)
+    parser.add_argument("source", type=some_path, help="a .ckpt or .safetensors file")
+    parser.add_argument("target", type=some_path, help="the .safetensors file to write")
     parser.add_argument("--without", nargs="+", default=[], metavar="PREFIX", help="key prefixes to leave out")
-    args = parser.parse_args()
     try:
+        args = parser.parse_args()
         export(args.source, args.target, args.without)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
