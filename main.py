@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import UserError, first_line
 from ldm.callbacks import (
     EdgeProbe,
     ImageLogger,
@@ -86,8 +86,13 @@ def run(options: Options) -> int:
     else:
         save()
     trainer.loggers = make_loggers(
-        settings.logger, folder.path, name=folder.path.name, project=settings.project, wandb_id=settings.wandb_id,
-        resumed=checkpoint is not None, config=config.values,
+        settings.logger,
+        folder.path,
+        name=folder.path.name,
+        project=settings.project,
+        wandb_id=settings.wandb_id,
+        resumed=checkpoint is not None,
+        config=config.values,
     )
     log.info("run folder: %s%s", folder.path, f" (resumed at step {step})" if checkpoint else "")
     started = time.monotonic()
@@ -116,8 +121,10 @@ def explained(error: Exception, checkpoint: Path | None) -> UserError | None:
     """The user's error that Lightning means by a bare one; None where it is something else."""
     text = str(error)
     if "loading state_dict" in text or "parameter group" in text:
-        return UserError(f"{checkpoint} does not fit the config's model: {first_line(error, 1):.200}; to start anew "
-                         f"from its weights, pass model.params.ckpt_path={checkpoint}")
+        return UserError(
+            f"{checkpoint} does not fit the config's model: {first_line(error, 1):.200}; to start anew "
+            f"from its weights, pass model.params.ckpt_path={checkpoint}"
+        )
     if any(known in text for known in ("val_check_interval", "Early stopping conditioned", "ModelCheckpoint(monitor")):
         return UserError(f"lightning: {first_line(error)}")
     return None
@@ -256,8 +263,13 @@ def summarise(trainer: pl.Trainer, folder: RunFolder, seconds: float) -> None:
     rows = {"steps": str(trainer.global_step), "time": minutes}
     rows |= {f"last {key}": f"{value:.5g}" for key, value in last_losses(trainer).items()}
     rows["run folder"] = str(folder.path)
-    places = {"last.ckpt": folder.last_checkpoint, "metrics.csv": folder.path / "metrics.csv", "loss curves": curves,
-              "images": folder.path / "images", "W&B": wandb_folder(trainer.loggers)}
+    places = {
+        "last.ckpt": folder.last_checkpoint,
+        "metrics.csv": folder.path / "metrics.csv",
+        "loss curves": curves,
+        "images": folder.path / "images",
+        "W&B": wandb_folder(trainer.loggers),
+    }
     rows |= {name: str(place) for name, place in places.items() if place and place.exists()}
     print(*(f"{name:15} {value}" for name, value in rows.items()), sep="\n")
     for probe in trainer.callbacks:  # type: ignore[attr-defined]
@@ -287,12 +299,6 @@ def tell(*lines: str, status: int) -> int:
     if is_first_process():
         print("\n".join(lines), file=sys.stderr)
     return status
-
-
-def first_line(error: Exception, skip: int = 0) -> str:
-    """The message without what follows its first line, or the line after `skip` others."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[min(skip, len(lines) - 1)]
 
 
 if __name__ == "__main__":

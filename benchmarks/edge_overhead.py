@@ -51,8 +51,12 @@ ARMS = {
 
 def build(size: str, device: str) -> LatentDiffusionSRTextWT:
     """The model of a config with random weights, in training mode."""
-    overrides = ["model.params.ckpt_path=null", "model.params.first_stage_config.params.ckpt_path=null",
-                 "model.params.edge_loss_weight=0", "model.params.edge_decoder_checkpoint=false"]
+    overrides = [
+        "model.params.ckpt_path=null",
+        "model.params.first_stage_config.params.ckpt_path=null",
+        "model.params.edge_loss_weight=0",
+        "model.params.edge_decoder_checkpoint=false",
+    ]
     block = dict(load_config([ROOT / CONFIGS[size]], overrides).values["model"])
     block.pop("base_learning_rate", None)
     with torch.device(device):
@@ -91,8 +95,18 @@ def flops_without_data(size: str, frame: int) -> dict[str, float]:
         model.p_losses(latent(cells), context, model.structcond_stage_model(latent(cells), t), t, t)[0].backward()
     plain = counter.get_total_flops()
     window = decode(min(CROP, cells))
-    return dict(zip(ARMS, (plain, plain + decode(cells), plain + window,
-                           plain + window * (LAST_STEP + 1) / len(model.betas_of_process)), strict=True))
+    return dict(
+        zip(
+            ARMS,
+            (
+                plain,
+                plain + decode(cells),
+                plain + window,
+                plain + window * (LAST_STEP + 1) / len(model.betas_of_process),
+            ),
+            strict=True,
+        )
+    )
 
 
 class Bench:
@@ -166,8 +180,10 @@ def compare(size: str, device: str, rounds: int, frame: int, batch: int) -> None
         ratios = sorted(mine / base for mine, base in zip(seconds[arm], seconds[plain], strict=True))
         spread = f"{ratios[0]:.2f}..{ratios[-1]:.2f}"
         total = sum(seconds[arm]) / sum(seconds[plain])
-        print(f"{arm:20}{statistics.median(seconds[arm]):9.3f}{statistics.median(ratios):14.2f}{spread:>18}"
-              f"{total:11.2f}{peaks[arm]:9.2f}")
+        print(
+            f"{arm:20}{statistics.median(seconds[arm]):9.3f}{statistics.median(ratios):14.2f}{spread:>18}"
+            f"{total:11.2f}{peaks[arm]:9.2f}"
+        )
 
 
 def main() -> int:

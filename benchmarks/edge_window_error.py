@@ -68,12 +68,23 @@ def main() -> int:
             part_gt, part_pred = windows.cut(full_gt, cell), windows.cut(full_pred, cell)
             loss = criterion(pred, gt).by_sample
             full_loss = criterion(part_pred, part_gt).by_sample
-            rows.append(torch.stack([relative(gt - part_gt, part_gt), relative(inner(gt - part_gt), inner(part_gt)),
-                                     (loss - full_loss).abs() / full_loss, loss, full_loss]))
+            rows.append(
+                torch.stack(
+                    [
+                        relative(gt - part_gt, part_gt),
+                        relative(inner(gt - part_gt), inner(part_gt)),
+                        (loss - full_loss).abs() / full_loss,
+                        loss,
+                        full_loss,
+                    ]
+                )
+            )
         picture, middle, off, loss, full_loss = torch.cat(rows, dim=1)
         correlation = float(torch.corrcoef(torch.stack([loss, full_loss]))[0, 1])
-        print(f"{side:8}{float(picture.mean()):10.1%}{float(middle.mean()):12.1%}{float(off.mean()):13.1%}"
-              f"{float(loss.mean() / full_loss.mean()):12.3f}{correlation:13.3f}")
+        print(
+            f"{side:8}{float(picture.mean()):10.1%}{float(middle.mean()):12.1%}{float(off.mean()):13.1%}"
+            f"{float(loss.mean() / full_loss.mean()):12.3f}{correlation:13.3f}"
+        )
     return 0
 
 

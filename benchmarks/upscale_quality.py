@@ -58,9 +58,11 @@ def scores(image_01: Tensor, gt_01: Tensor) -> tuple[float, float, float]:
     image, gt = ((each * 255).round() / 255 for each in (image_01, gt_01))
     edges, true_edges = (EdgeMapGenerator().edges_01(each[None] * 2 - 1)[0, 0].numpy() > 0 for each in (image, gt))
     pixels, true = (each.permute(1, 2, 0).numpy() for each in (image, gt))
-    return (peak_signal_noise_ratio(true, pixels, data_range=1),
-            structural_similarity(true, pixels, data_range=1, channel_axis=2),
-            edge_precision_recall_f1(edges, true_edges, 1).f1)
+    return (
+        peak_signal_noise_ratio(true, pixels, data_range=1),
+        structural_similarity(true, pixels, data_range=1, channel_axis=2),
+        edge_precision_recall_f1(edges, true_edges, 1).f1,
+    )
 
 
 def table(upscaler: Upscaler, pairs: list[tuple[str, Tensor, Tensor]], folder: Path) -> None:
@@ -117,12 +119,21 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     write(args.photos)
-    settings = replace(DEMO_DEFAULTS, upscale=1, steps=args.steps, start_t=args.start_t, seed=args.seed,
-                       sampler=args.sampler, colorfix=args.colorfix)
+    settings = replace(
+        DEMO_DEFAULTS,
+        upscale=1,
+        steps=args.steps,
+        start_t=args.start_t,
+        seed=args.seed,
+        sampler=args.sampler,
+        colorfix=args.colorfix,
+    )
     upscaler = Upscaler.from_checkpoint(args.base, args.ckpt, settings=settings)
     pairs = degraded(args.base or DEMO_CONFIG, args.photos / "validation")
-    print(f"{settings.sampler}, {settings.steps} steps, start_t {settings.start_t}, colorfix {settings.colorfix}, seed "
-          f"{settings.seed}")
+    print(
+        f"{settings.sampler}, {settings.steps} steps, start_t {settings.start_t}, colorfix {settings.colorfix}, seed "
+        f"{settings.seed}"
+    )
     table(upscaler, pairs, args.output)
     seams(upscaler, pairs[0][1], args.output)
     print(f"pictures: {args.output}")

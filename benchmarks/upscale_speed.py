@@ -70,8 +70,14 @@ def published(upscaler: Upscaler, picture: Picture, whole_autoencoder: bool) -> 
     assert upscaler.tile is not None
     rng = torch_rng("cpu", "upscale", chosen.seed)
     noise = noise_of_pictures([rng], device)
-    vae = TiledAutoencoder(model.first_stage_model, None, model.scale_factor, device,
-                           None if whole_autoencoder else upscaler.tile, upscaler.overlap)
+    vae = TiledAutoencoder(
+        model.first_stage_model,
+        None,
+        model.scale_factor,
+        device,
+        None if whole_autoencoder else upscaler.tile,
+        upscaler.overlap,
+    )
     lq_pm1 = upscaler.enlarged(picture).rgb_01[None] * 2 - 1
     z_lq = vae.encode(lq_pm1, rng).to(device)
     betas = model.betas_of_process
@@ -142,20 +148,36 @@ def compare(args: argparse.Namespace, upscaler: Upscaler, picture: Picture) -> i
             seconds, cpu_seconds, results[variant] = run(variant, upscaler, picture)
             times[variant].append(seconds)
             cpu_times[variant].append(cpu_seconds)
-    print(f"{args.side} -> {4 * args.side} pixels, {args.steps} steps, tiles of {upscaler.tile} latent cells, batch "
-          f"{upscaler.settings.batch}, {upscaler.networks.device}, {torch.get_num_threads()} threads")
+    print(
+        f"{args.side} -> {4 * args.side} pixels, {args.steps} steps, tiles of {upscaler.tile} latent cells, batch "
+        f"{upscaler.settings.batch}, {upscaler.networks.device}, {torch.get_num_threads()} threads"
+    )
     print(f"{'':44}{'seconds, median (least)':>26}{'CPU seconds':>14}{'peak MB (loaded)':>20}")
     for variant in VARIANTS:
-        words = ["--memory_of", variant, "--side", str(args.side), "--steps", "1", "--base", str(args.base), "--ckpt",
-                 str(args.ckpt), "--device", args.device]
+        words = [
+            "--memory_of",
+            variant,
+            "--side",
+            str(args.side),
+            "--steps",
+            "1",
+            "--base",
+            str(args.base),
+            "--ckpt",
+            str(args.ckpt),
+            "--device",
+            args.device,
+        ]
         done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
         before, peak = done.stdout.split()
         spread = f"{statistics.median(times[variant]):.2f} ({min(times[variant]):.2f})"
         print(f"{variant:44}{spread:>26}{statistics.median(cpu_times[variant]):14.2f}{f'{peak} ({before})':>20}")
     for name, taken in (("time", times), ("CPU time", cpu_times)):
         ratios = sorted(slow / fast for slow, fast in zip(taken[VARIANTS[1]], taken[VARIANTS[0]], strict=True))
-        print(f"the published loop takes {statistics.median(ratios):.2f} times the {name} ({ratios[0]:.2f}.."
-              f"{ratios[-1]:.2f})")
+        print(
+            f"the published loop takes {statistics.median(ratios):.2f} times the {name} ({ratios[0]:.2f}.."
+            f"{ratios[-1]:.2f})"
+        )
     difference = float((results[VARIANTS[0]] - results[VARIANTS[1]]).abs().max())
     print(f"largest difference of the results: {difference:.1e} of [0, 1]")
     return int(difference > 1e-3)

@@ -129,8 +129,9 @@ class WholeFiles(TorchCheckpointIO):
                 draft.unlink()
             reason = getattr(error, "strerror", None) or "is the disk full?"
             kept = "the former one is as it was" if target.exists() else "there is no former one"
-            raise UserError(f"the checkpoint {target} cannot be written ({reason}); {kept}. Make room, then --resume "
-                            "the run") from error
+            raise UserError(
+                f"the checkpoint {target} cannot be written ({reason}); {kept}. Make room, then --resume the run"
+            ) from error
 
 
 class Interrupted(Exception):  # noqa: N818  (no error: somebody asked for it)
@@ -255,8 +256,11 @@ class StepProgress(ProgressBar):
             self._write_line(trainer, now - self._started)
         if news and not self._warned and not all(map(math.isfinite, last_losses(trainer).values())):
             self._warned = True
-            log.warning("the loss is no finite number any more at step %d: stop (Ctrl-C), and start from an earlier "
-                        "checkpoint with a smaller model.base_learning_rate", self._step)
+            log.warning(
+                "the loss is no finite number any more at step %d: stop (Ctrl-C), and start from an earlier "
+                "checkpoint with a smaller model.base_learning_rate",
+                self._step,
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()

@@ -10,14 +10,21 @@ from typing import Any
 
 import yaml
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import UserError, did_you_mean
 from ldm.console import OneLineParser
-from ldm.util import closest
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 # Trainer arguments that this program sets itself.
-NOT_OFFERED = ("self", "logger", "callbacks", "plugins", "default_root_dir", "use_distributed_sampler", "barebones",
-               "enable_checkpointing")
+NOT_OFFERED = (
+    "self",
+    "logger",
+    "callbacks",
+    "plugins",
+    "default_root_dir",
+    "use_distributed_sampler",
+    "barebones",
+    "enable_checkpointing",
+)
 
 DESCRIPTION = """\
 Train a model from YAML configs.
@@ -64,7 +71,7 @@ def parse_arguments(argv: Sequence[str] | None, trainer: Callable, loggers: Sequ
     flags = [flag for action in parser._actions for flag in action.option_strings]
     for word in unknown:
         if word.startswith("-"):
-            raise UserError(f"unknown flag {word}{closest(word.partition('=')[0], flags)}")
+            raise UserError(f"unknown flag {word}{did_you_mean(word.partition('=')[0], flags)}")
         raise UserError(f"what is {word!r}? YAML files follow --base; overrides read key.path=value")
     given = vars(known)
     arguments = {name: given[name] for name in _trainer_arguments(trainer) if name in given}
@@ -98,8 +105,15 @@ def _make_parser(trainer: Callable, loggers: Sequence[str]) -> OneLineParser:
     add("--logger", choices=loggers, help="metrics.csv is written besides (default: wandb)")
     group = parser.add_argument_group("flags of Lightning's Trainer", "values are read as YAML")
     for name, parameter in _trainer_arguments(trainer).items():
-        group.add_argument(f"--{name}", nargs="?", const=True, default=argparse.SUPPRESS, type=_value, metavar="VALUE",
-                           help=f"default: {parameter.default}")
+        group.add_argument(
+            f"--{name}",
+            nargs="?",
+            const=True,
+            default=argparse.SUPPRESS,
+            type=_value,
+            metavar="VALUE",
+            help=f"default: {parameter.default}",
+        )
     return parser
 
 

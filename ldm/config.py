@@ -12,8 +12,8 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from basicsr.utils.errors import UserError
-from ldm.util import check_arguments, closest, get_obj_from_str
+from basicsr.utils.errors import UserError, did_you_mean, first_line
+from ldm.util import check_arguments, get_obj_from_str
 
 COMMAND_LINE = "command line"
 TOP_LEVEL = ("sf", "model", "degradation", "data", "test_data", "lightning", "base")
@@ -74,13 +74,13 @@ def load_config(
         try:
             merged = OmegaConf.merge(merged, layer)
         except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a mapping stands, or the like
-            raise UserError(f"{source}: {_first_line(error)}") from error
+            raise UserError(f"{source}: {first_line(error)}") from error
         for path in _paths(OmegaConf.to_container(layer, resolve=False), ()):
             sources[path] = source
     try:
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"config: {_first_line(error)}") from error
+        raise UserError(f"config: {first_line(error)}") from error
     assert isinstance(values, dict)
     return Config(values, sources)  # type: ignore[arg-type]
 
@@ -97,14 +97,14 @@ def check_config(config: Config, *, trainer: Callable, modelcheckpoint: Callable
     values = config.values
     for key in values:
         if key not in TOP_LEVEL:
-            raise UserError(f"{config.source((key,))}: unknown top-level key {key!r}{closest(key, TOP_LEVEL)}")
+            raise UserError(f"{config.source((key,))}: unknown top-level key {key!r}{did_you_mean(key, TOP_LEVEL)}")
     for key in ("model", "data"):
         if "target" not in (_mapping(config, (key,)) or {}):
             raise UserError(f"the config has no `{key}:` with a `target:`: give a whole config to --base first")
     lightning = _mapping(config, ("lightning",)) or {}
     for key in lightning:
         if key not in LIGHTNING:
-            raise config.error(("lightning", key), f"unknown key{closest(key, LIGHTNING)}")
+            raise config.error(("lightning", key), f"unknown key{did_you_mean(key, LIGHTNING)}")
     for key, instead in (("logger", "--logger"), ("callbacks", "lightning.callbacks"), ("plugins", "nothing")):
         if key in (_mapping(config, ("lightning", "trainer")) or {}):
             raise config.error(("lightning", "trainer", key), f"is set by this program; use {instead} instead")
@@ -183,7 +183,7 @@ def _read_yaml(file: Path) -> DictConfig:
         loaded = OmegaConf.load(file)
     except FileNotFoundError as error:
         beside = [str(path) for path in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
-        raise UserError(f"config {file} is not there{closest(str(file), beside) if beside else ''}") from error
+        raise UserError(f"config {file} is not there{did_you_mean(str(file), beside) if beside else ''}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{file}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(file)
@@ -193,7 +193,7 @@ def _read_yaml(file: Path) -> DictConfig:
     except OSError as error:
         raise UserError(f"config {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"config {file} is no valid YAML: {_first_line(error)}") from error
+        raise UserError(f"config {file} is no valid YAML: {first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"config {file} holds no mapping of keys such as `model:` and `data:`")
     return loaded
@@ -206,7 +206,7 @@ def _parse_override(word: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([word])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        problem = getattr(error, "problem", None) or _first_line(error)
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"{COMMAND_LINE}: the value of {word!r} is no valid YAML: {problem}") from error
 
 
@@ -221,7 +221,7 @@ def _check_target(config: Config, path: KeyPath, node: Mapping[str, Any]) -> Non
     allowed = {"target", "params"} | ({"base_learning_rate"} if path == ("model",) else set())
     for key in node:
         if key not in allowed:
-            raise config.error((*path, str(key)), f"unknown key beside `target:`{closest(str(key), allowed)}")
+            raise config.error((*path, str(key)), f"unknown key beside `target:`{did_you_mean(str(key), allowed)}")
     params = node.get("params") or {}
     if not isinstance(params, Mapping):
         raise config.error((*path, "params"), f"must be a mapping, not {params!r}")
@@ -263,7 +263,3 @@ def _paths(node: Any, path: KeyPath) -> Iterator[KeyPath]:
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _paths(value, (*path, str(key)))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

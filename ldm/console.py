@@ -17,8 +17,9 @@ class OneLineParser(argparse.ArgumentParser):
     """Tells of bad arguments by a UserError, in one line; flags may not be abbreviated."""
 
     def __init__(self, prog: str, description: str | None, usage: str | None = None) -> None:
-        super().__init__(prog, usage, description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         allow_abbrev=False)
+        super().__init__(
+            prog, usage, description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help explains all)")
@@ -29,8 +30,6 @@ def some_path(word: str) -> Path:
     if not word:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(word)
-
-
 
 
 class AroundBars(logging.Handler):

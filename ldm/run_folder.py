@@ -47,8 +47,10 @@ class RunFolder:
             UserError: `name` cannot be a part of a folder's name.
         """
         if not logdir or os.sep in name or len(name.encode()) > MAX_NAME:
-            raise UserError(f"--logdir {logdir!r}, --name {name!r}: give a folder, and a name of at most {MAX_NAME} "
-                            f"letters without {os.sep}")
+            raise UserError(
+                f"--logdir {logdir!r}, --name {name!r}: give a folder, and a name of at most {MAX_NAME} "
+                f"letters without {os.sep}"
+            )
         if RUN_FOLDER_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
             path = Path(logdir) / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
             taken = 1

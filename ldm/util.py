@@ -3,20 +3,10 @@
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from basicsr.utils.errors import UserError
-
-
-def closest(word: str, known: Iterable[str]) -> str:
-    """A hint such as "; did you mean 'gt_path'?" for a mistyped word, or the whole list when nothing is near."""
-    names = sorted(known)
-    near = get_close_matches(word, names, n=1, cutoff=0.55)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known: {', '.join(names)}" if len(names) <= 40 else ""
+from basicsr.utils.errors import UserError, closest, did_you_mean
 
 
 def get_obj_from_str(path: str) -> Any:
@@ -37,7 +27,7 @@ def get_obj_from_str(path: str) -> Any:
         raise UserError(f"target {path}: there is no module {error.name!r}{_near_module(error.name)}") from error
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"target {path}: module {module_name} has no {name!r}{closest(name, public)}")
+        raise UserError(f"target {path}: module {module_name} has no {name!r}{did_you_mean(name, public)}")
     return getattr(module, name)
 
 
@@ -47,8 +37,8 @@ def _near_module(missing: str) -> str:
 
     parent, _, last = missing.rpartition(".")
     search = importlib.import_module(parent).__path__ if parent else None
-    near = get_close_matches(last, [found.name for found in pkgutil.iter_modules(search)], n=1, cutoff=0.55)
-    return f"; did you mean {'.'.join(filter(None, [parent, near[0]]))!r}?" if near else ""
+    near = closest(last, [found.name for found in pkgutil.iter_modules(search)])
+    return f"; did you mean {'.'.join(filter(None, [parent, near]))!r}?" if near else ""
 
 
 def check_arguments(
@@ -69,7 +59,7 @@ def check_arguments(
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
     for key in params:
         if key not in named and not takes_any:
-            return str(key), f"{name} has no parameter {key!r}{closest(str(key), named)}"
+            return str(key), f"{name} has no parameter {key!r}{did_you_mean(str(key), named)}"
     absent = [k for k, p in named.items() if p.default is p.empty and k not in params and k not in handed_over]
     if absent:
         return "", f"{name} needs {', '.join(map(repr, absent))}"

@@ -110,8 +110,12 @@ class Page:
                 if isinstance(news, Progress):
                     yield status(news), *running, *kept
                     continue
-                yield (finished(news), *ended, gr.update(value=(str(news.before), str(news.after)), visible=True),
-                       gr.update(value=str(news.after), visible=True))
+                yield (
+                    finished(news),
+                    *ended,
+                    gr.update(value=(str(news.before), str(news.after)), visible=True),
+                    gr.update(value=str(news.after), visible=True),
+                )
                 shutil.rmtree(news.before.parent)  # Gradio has made copies
         except StoppedError:
             yield "<p>Stopped.</p>", *ended, *kept
@@ -155,8 +159,10 @@ def status(progress: Progress) -> str:
 def finished(result: Result) -> str:
     """The line above a result."""
     height, width = result.size
-    return (f"<p><b>Finished:</b> {width} × {height} pixels in {duration(result.seconds)}. Drag the handle to compare: "
-            "bicubic interpolation on its left, the result on its right.</p>")
+    return (
+        f"<p><b>Finished:</b> {width} × {height} pixels in {duration(result.seconds)}. Drag the handle to compare: "
+        "bicubic interpolation on its left, the result on its right.</p>"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -168,31 +174,67 @@ def duration(seconds: float) -> str:
 def choices(defaults: UpscaleSettings, demo: bool, cfw: bool) -> dict[str, Any]:
     """The controls by the field of UpscaleSettings that they choose; only those that mean something here."""
     found = {
-        "upscale": gr.Slider(1, MAX_FACTOR, defaults.upscale, step=0.5, label=LABELS["upscale"],
-                             info="How many times as wide and high"),
-        "steps": gr.Slider(1, 50 if demo else 1000, defaults.steps, step=1, label=LABELS["steps"],
-                           info="More steps take longer" + (" and give more texture, true or not" if demo else
-                                "; 200 for the best result, 4 with the turbo checkpoint")),
+        "upscale": gr.Slider(
+            1, MAX_FACTOR, defaults.upscale, step=0.5, label=LABELS["upscale"], info="How many times as wide and high"
+        ),
+        "steps": gr.Slider(
+            1,
+            50 if demo else 1000,
+            defaults.steps,
+            step=1,
+            label=LABELS["steps"],
+            info="More steps take longer"
+            + (
+                " and give more texture, true or not"
+                if demo
+                else "; 200 for the best result, 4 with the turbo checkpoint"
+            ),
+        ),
     }
     with gr.Accordion("More choices", open=False):
-        found["sampler"] = gr.Radio([("DDPM", "ddpm"), ("DDIM", "ddim")], value=defaults.sampler,
-                                    label=LABELS["sampler"], info="How noise turns into a picture, step by step")
-        found["colorfix"] = gr.Radio([("Match overall", "adain"), ("Match locally", "wavelet"), ("Leave", "none")],
-                                     value=defaults.colorfix, label=LABELS["colorfix"],
-                                     info="Take the colours from your picture (AdaIN, wavelet, or not at all)")
+        found["sampler"] = gr.Radio(
+            [("DDPM", "ddpm"), ("DDIM", "ddim")],
+            value=defaults.sampler,
+            label=LABELS["sampler"],
+            info="How noise turns into a picture, step by step",
+        )
+        found["colorfix"] = gr.Radio(
+            [("Match overall", "adain"), ("Match locally", "wavelet"), ("Leave", "none")],
+            value=defaults.colorfix,
+            label=LABELS["colorfix"],
+            info="Take the colours from your picture (AdaIN, wavelet, or not at all)",
+        )
         if not demo:
             found["guidance_scale"] = gr.Slider(
-                1, 15, defaults.guidance_scale, step=0.5, label=LABELS["guidance_scale"],
-                info="Pull towards the prompt; 1 is off, more takes twice as long")
-            found["prompt"] = gr.Textbox(defaults.prompt, label=LABELS["prompt"],
-                                         info="What the picture shows; may stay empty")
+                1,
+                15,
+                defaults.guidance_scale,
+                step=0.5,
+                label=LABELS["guidance_scale"],
+                info="Pull towards the prompt; 1 is off, more takes twice as long",
+            )
+            found["prompt"] = gr.Textbox(
+                defaults.prompt, label=LABELS["prompt"], info="What the picture shows; may stay empty"
+            )
             found["negative_prompt"] = gr.Textbox(
-                defaults.negative_prompt, label=LABELS["negative_prompt"], info="What it should not look like")
+                defaults.negative_prompt, label=LABELS["negative_prompt"], info="What it should not look like"
+            )
         if cfw:
-            found["dec_w"] = gr.Slider(0, 1, defaults.dec_w, step=0.05, label=LABELS["dec_w"],
-                                       info="0: the model's own result; 1: closest to your picture (CFW)")
-        found["seed"] = gr.Number(defaults.seed, precision=0, minimum=0, label=LABELS["seed"],
-                                  info="Same seed, same result; another one varies it")
+            found["dec_w"] = gr.Slider(
+                0,
+                1,
+                defaults.dec_w,
+                step=0.05,
+                label=LABELS["dec_w"],
+                info="0: the model's own result; 1: closest to your picture (CFW)",
+            )
+        found["seed"] = gr.Number(
+            defaults.seed,
+            precision=0,
+            minimum=0,
+            label=LABELS["seed"],
+            info="Same seed, same result; another one varies it",
+        )
     return found
 
 
@@ -205,23 +247,36 @@ def build(service: Service, defaults: UpscaleSettings, demo: bool, where: str) -
         file = gr.State()
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                picture = gr.Image(label="Your picture", sources=["upload", "clipboard"], buttons=[], height=300,
-                                   elem_id="picture")
+                picture = gr.Image(
+                    label="Your picture", sources=["upload", "clipboard"], buttons=[], height=300, elem_id="picture"
+                )
                 picture.preprocess = handed_in
                 controls = choices(defaults, demo, service.networks.cfw is not None)
                 go = gr.Button("Upscale", variant="primary", interactive=False, elem_id="go")
                 stop = gr.Button("Stop", visible=False, elem_id="stop")
             with gr.Column(scale=3, min_width=300):
                 shown = gr.HTML(EMPTY, elem_id="status")
-                slider = gr.ImageSlider(label="Bicubic | Result", interactive=False, visible=False, max_height=620,
-                                        buttons=["fullscreen"], elem_id="result")
+                slider = gr.ImageSlider(
+                    label="Bicubic | Result",
+                    interactive=False,
+                    visible=False,
+                    max_height=620,
+                    buttons=["fullscreen"],
+                    elem_id="result",
+                )
                 download = gr.DownloadButton("Download PNG", visible=False, elem_id="download")
         page = Page(service, defaults, [*controls])
         handed = {"fn": page.hand_in, "inputs": picture, "outputs": [picture, file, go, shown, slider, download]}
         hidden = {"show_progress": "hidden", "api_visibility": "private"}
         gr.on([picture.upload, picture.clear], **handed, **hidden)
-        go.click(page.upscale, [file, *controls.values()], [shown, go, stop, slider, download], concurrency_limit=None,
-                 trigger_mode="once", **hidden)
+        go.click(
+            page.upscale,
+            [file, *controls.values()],
+            [shown, go, stop, slider, download],
+            concurrency_limit=None,
+            trigger_mode="once",
+            **hidden,
+        )
         stop.click(page.stop, queue=False, **hidden)
         blocks.unload(page.stop)  # the tab was closed
     return blocks
@@ -243,19 +298,36 @@ def serve(args: argparse.Namespace, folder: Path) -> int:
     """Serve the page; pictures are kept in `folder`."""
     if args.max_pixels < 1:
         raise UserError(f"--max_pixels is {args.max_pixels}: give 1 or more")
-    upscaler = Upscaler.from_checkpoint(args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, device=args.device,
-                                        precision=args.precision)
+    upscaler = Upscaler.from_checkpoint(
+        args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, device=args.device, precision=args.precision
+    )
     where = "this machine" if args.host in ("127.0.0.1", "localhost", "::1") else "the machine that serves this page"
     blocks = build(Service(upscaler.networks, folder, args.max_pixels), upscaler.settings, args.base is None, where)
-    theme = gr.themes.Default(primary_hue="teal", neutral_hue="stone", font=["system-ui", "sans-serif"],
-                              font_mono=["ui-monospace", "monospace"])
+    theme = gr.themes.Default(
+        primary_hue="teal",
+        neutral_hue="stone",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
     try:
-        blocks.launch(server_name=args.host, server_port=args.port, share=False, max_file_size=MAX_FILE_SIZE, css=CSS,
-                      theme=theme, footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, quiet=True,
-                      prevent_thread_lock=True)
+        blocks.launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=False,
+            max_file_size=MAX_FILE_SIZE,
+            css=CSS,
+            theme=theme,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
     except (OSError, OverflowError) as error:
-        raise UserError(f"--host {args.host} --port {args.port}: the page cannot be served there ({error}); choose "
-                        "another port") from error
+        raise UserError(
+            f"--host {args.host} --port {args.port}: the page cannot be served there ({error}); choose another port"
+        ) from error
     print(f"Open {blocks.local_url} in a browser; Ctrl-C ends the page", flush=True)
     blocks.block_thread()
     return 0
@@ -268,11 +340,21 @@ def make_parser() -> OneLineParser:
     add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
     add("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors")
     add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), for results closer to the input")
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine "
-        "alone; 0.0.0.0 lets everybody in who can reach this machine)")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen (default: 127.0.0.1, this machine "
+        "alone; 0.0.0.0 lets everybody in who can reach this machine)",
+    )
     add("--port", type=int, metavar="N", help="(default: the first free one from 7860 on)")
-    add("--max_pixels", type=int, default=MAX_PIXELS, metavar="N", help="what a picture and its result may have "
-        f"at most (default: {MAX_PIXELS})")
+    add(
+        "--max_pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"what a picture and its result may have at most (default: {MAX_PIXELS})",
+    )
     add("--precision", default="fp32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: fp32)")
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
     return parser

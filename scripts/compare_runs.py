@@ -1,6 +1,6 @@
 """Compare the runs of a report, and make its page anew; nothing is measured again.
 
-    python scripts/compare_runs.py reports/NAME [--baseline RUN] [--at last|METRIC]
+python scripts/compare_runs.py reports/NAME [--baseline RUN] [--at last|METRIC]
 """
 
 import sys

@@ -16,8 +16,18 @@ import skimage
 from PIL import Image
 from tqdm import tqdm
 
-TRAIN = ("astronaut.png", "motorcycle_left.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "brick.png",
-         "grass.png", "gravel.png", "coins.png", "clock_motion.png")
+TRAIN = (
+    "astronaut.png",
+    "motorcycle_left.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "retina.jpg",
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+    "coins.png",
+    "clock_motion.png",
+)
 VALIDATION = ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "moon.png")
 TILE = 192  # pixels
 CHANNEL_ORDERS = ((0, 1, 2), (2, 1, 0), (1, 2, 0))

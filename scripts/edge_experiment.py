@@ -48,8 +48,12 @@ ARMS = ("none", "plain", "crop_gate", "gradient")
 METRICS = {"f1": "edge F1", "edge_psnr": "edge PSNR, dB", "psnr": "PSNR, dB"}
 # 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-EVALUATION = ["data.params.batch_size=5", "degradation.gt_size=128", "data.params.validation.params.crop_size=128",
-              "data.params.validation.params.gt_size=128"]
+EVALUATION = [
+    "data.params.batch_size=5",
+    "degradation.gt_size=128",
+    "data.params.validation.params.crop_size=128",
+    "data.params.validation.params.gt_size=128",
+]
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,9 @@ def evaluate(config: Config, sampling_steps: int) -> dict[str, float]:
         z_lq = model.encode(pair, rng).z_lq
         z = model.sample(z_lq, model.context(len(pair)), steps=sampling_steps, sampler="ddim", noise=model.noise(rng))
         sample_pm1 = model.decode(z).clamp(-1, 1)
-        for pred, true, mine, gt in zip(edges_of(sample_pm1), edges_of(pair.gt_pm1), sample_pm1, pair.gt_pm1,
-                                        strict=True):
+        for pred, true, mine, gt in zip(
+            edges_of(sample_pm1), edges_of(pair.gt_pm1), sample_pm1, pair.gt_pm1, strict=True
+        ):
             psnr = 10 * float((4 / (mine - gt).square().mean()).log10())  # peak to peak is 2
             rows.append((edge_precision_recall_f1(pred, true, tolerance=1).f1, edge_psnr(pred, true), psnr))
     return dict(zip(METRICS, np.mean(rows, axis=0).tolist(), strict=True))
@@ -186,15 +191,21 @@ def table(results: Sequence[Result], start: dict[str, float], timing: dict[str, 
     lines = ["starting weights: " + ", ".join(f"{METRICS[key]} {value:.4f}" for key, value in start.items())]
     for stop, title in (("steps", "after the same steps"), ("time", "after the same time")):
         for metric, name in METRICS.items():
-            lines += ["", f"{name}, {title}",
-                      f"{'arm':12}{'steps':>7}{'s/step':>8}{'mean':>20}{'minus ' + ARMS[0]:>20}"]
-            values = {arm: {r.seed: getattr(r, metric) for r in results if (r.arm, r.stop) == (arm, stop)}
-                      for arm in ARMS}
+            lines += [
+                "",
+                f"{name}, {title}",
+                f"{'arm':12}{'steps':>7}{'s/step':>8}{'mean':>20}{'minus ' + ARMS[0]:>20}",
+            ]
+            values = {
+                arm: {r.seed: getattr(r, metric) for r in results if (r.arm, r.stop) == (arm, stop)} for arm in ARMS
+            }
             for arm, by_seed in values.items():
                 steps = next(r.steps for r in results if (r.arm, r.stop) == (arm, stop))
                 off = [value - values[ARMS[0]][seed] for seed, value in by_seed.items()]
-                lines.append(f"{arm:12}{steps:7}{timing[arm]:8.2f}{interval(list(by_seed.values())):>20}"
-                             f"{'' if arm == ARMS[0] else interval(off):>20}")
+                lines.append(
+                    f"{arm:12}{steps:7}{timing[arm]:8.2f}{interval(list(by_seed.values())):>20}"
+                    f"{'' if arm == ARMS[0] else interval(off):>20}"
+                )
     return "\n".join(lines)
 
 

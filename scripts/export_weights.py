@@ -1,6 +1,6 @@
 """Write a checkpoint's weights alone, in half precision, as safetensors.
 
-    python scripts/export_weights.py logs/RUN/checkpoints/last.ckpt WEIGHTS.safetensors [--without PREFIX ...]
+python scripts/export_weights.py logs/RUN/checkpoints/last.ckpt WEIGHTS.safetensors [--without PREFIX ...]
 """
 
 import sys
@@ -27,8 +27,11 @@ def export(source: Path, target: Path, without: Sequence[str] = ()) -> None:
         raise UserError(f"{target} does not end with .safetensors, by which it is known as such: choose another name")
     if target.exists():
         raise UserError(f"{target} is there already; delete it first, or choose another name")
-    state = {key: value.to(torch.float16) if value.is_floating_point() else value
-             for key, value in read_state_dict(source).items() if not key.startswith(tuple(without))}
+    state = {
+        key: value.to(torch.float16) if value.is_floating_point() else value
+        for key, value in read_state_dict(source).items()
+        if not key.startswith(tuple(without))
+    }
     try:
         save_file({key: value.contiguous() for key, value in state.items()}, target)
     except (OSError, SafetensorError) as error:

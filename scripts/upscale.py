@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
     wanted = Wanted(args.bits, args.save_edges, args.compare, args.overwrite)
     jobs = list_jobs(args.input, args.output)
     check_output(args.output)
-    upscaler = Upscaler.from_checkpoint(args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings,
-                                        device=args.device, precision=args.precision)
+    upscaler = Upscaler.from_checkpoint(
+        args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=args.device, precision=args.precision
+    )
     return report(upscale_files(upscaler, jobs, wanted, bars), args)
 
 
@@ -60,8 +61,11 @@ def report(outcome: Outcome, args: argparse.Namespace) -> int:
         # Messages of the reader begin with the path already.
         told = reason if reason.startswith(str(job.source)) else f"{job.source}: {reason}"
         print(f"error: {told}", file=sys.stderr)
-    counts = [f"{len(outcome.finished)} upscaled", f"{len(outcome.skipped)} skipped, finished before (--overwrite)",
-              f"{len(outcome.failed)} failed"]
+    counts = [
+        f"{len(outcome.finished)} upscaled",
+        f"{len(outcome.skipped)} skipped, finished before (--overwrite)",
+        f"{len(outcome.failed)} failed",
+    ]
     said = [words for words in counts if not words.startswith("0")] or counts[:1]
     if not alone:
         print(f"{', '.join(said)}; results: {args.output}")
@@ -84,8 +88,13 @@ def make_parser() -> OneLineParser:
     add = parser.add_argument
     files = parser.add_argument_group("files").add_argument
     files("--input", type=some_path, required=True, metavar="PATH", help="a picture, or a folder of them")
-    files("--output", type=some_path, default=Path("results"), metavar="FOLDER",
-          help="where results go (default: results)")
+    files(
+        "--output",
+        type=some_path,
+        default=Path("results"),
+        metavar="FOLDER",
+        help="where results go (default: results)",
+    )
     files("--base", metavar="YAML", help="the config that the checkpoint was trained with")
     files("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors")
     files("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), for results closer to the input")
@@ -94,26 +103,57 @@ def make_parser() -> OneLineParser:
     files("--save_edges", action="store_true", help="write the edge maps of input and result beside it")
     files("--compare", action="store_true", help="write a before/after strip beside it")
     add("--upscale", type=float, metavar="X", help=f"factor on the sides, 1 to {MAX_FACTOR} (default: 4)")
-    add("--steps", type=int, metavar="N", help=f"sampling steps; the turbo checkpoint needs 4 (default: "
-        f"{DEFAULTS.steps}, with the demo weights {DEMO_DEFAULTS.steps})")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"sampling steps; the turbo checkpoint needs 4 (default: "
+        f"{DEFAULTS.steps}, with the demo weights {DEMO_DEFAULTS.steps})",
+    )
     add("--sampler", metavar="NAME", help=f"ddpm or ddim (default: {DEFAULTS.sampler})")
     add("--eta", type=float, metavar="X", help="DDIM's noise, 0 (none, the default) to 1 (as much as DDPM)")
-    add("--start_t", type=int, metavar="T", help="start from step T of 999 instead of the last: lower is closer to the "
-        "input")
-    add("--guidance_scale", type=float, metavar="X", help="towards --prompt, away from --negative_prompt (default: 1, "
-        "no guidance)")
+    add(
+        "--start_t",
+        type=int,
+        metavar="T",
+        help="start from step T of 999 instead of the last: lower is closer to the input",
+    )
+    add(
+        "--guidance_scale",
+        type=float,
+        metavar="X",
+        help="towards --prompt, away from --negative_prompt (default: 1, no guidance)",
+    )
     add("--prompt", metavar="TEXT", help='(default: "")')
     add("--negative_prompt", metavar="TEXT", help='(default: "")')
-    add("--dec_w", type=float, metavar="X", help="with --cfw_ckpt: 0 (the model's own result) to 1 (closest to the "
-        "input) (default: 0.5)")
-    add("--colorfix", metavar="NAME", help="take the colours from the input: adain, wavelet or none (default: "
-        f"{DEFAULTS.colorfix}, with the demo weights {DEMO_DEFAULTS.colorfix})")
-    add("--tile", type=_tile, metavar="auto|none|N", help=f"side of the tiles, pixels of the result, {MIN_TILE} or "
+    add(
+        "--dec_w",
+        type=float,
+        metavar="X",
+        help="with --cfw_ckpt: 0 (the model's own result) to 1 (closest to the input) (default: 0.5)",
+    )
+    add(
+        "--colorfix",
+        metavar="NAME",
+        help="take the colours from the input: adain, wavelet or none (default: "
+        f"{DEFAULTS.colorfix}, with the demo weights {DEMO_DEFAULTS.colorfix})",
+    )
+    add(
+        "--tile",
+        type=_tile,
+        metavar="auto|none|N",
+        help=f"side of the tiles, pixels of the result, {MIN_TILE} or "
         "more; smaller needs less memory. auto (the default) is the size that the model was trained at; none takes the "
-        "whole picture at once")
+        "whole picture at once",
+    )
     add("--tile_overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (default: a third)")
-    add("--batch", type=int, metavar="N", help="tiles, or small pictures, that go through the network at once "
-        f"(default: {DEFAULTS.batch}, with the demo weights {DEMO_DEFAULTS.batch})")
+    add(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="tiles, or small pictures, that go through the network at once "
+        f"(default: {DEFAULTS.batch}, with the demo weights {DEMO_DEFAULTS.batch})",
+    )
     add("--seed", type=int, metavar="N", help="same seed, same result (default: 42)")
     add("--precision", default="fp32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: fp32)")
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")

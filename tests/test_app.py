@@ -114,8 +114,9 @@ def test_pictures_are_refused_upscaled_stopped(tab: Tab, folder: Path) -> None:
     assert "96 × 80 pixels" in tab.read("Finished")
     tab.see("#result img")
     tab.see("#download")
-    requested = re.findall(r'"url":"(?:https?|wss?)://([^/"]+)', "".join(
-        entry["message"] for entry in tab.driver.get_log("performance")))
+    requested = re.findall(
+        r'"url":"(?:https?|wss?)://([^/"]+)', "".join(entry["message"] for entry in tab.driver.get_log("performance"))
+    )
     assert {host.partition(":")[0] for host in requested} == {"127.0.0.1"}  # nothing comes from elsewhere
 
 

@@ -161,7 +161,11 @@ def test_a_pass_over_test_data(here: Path, capsys: pytest.CaptureFixture[str]) -
 
 def run_command(words: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
 
@@ -233,9 +237,7 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--resume", "garbage", "-n", "x"], "keeps its folder"),
     ],
 )
-def test_mistakes_get_one_line(
-    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
-) -> None:
+def test_mistakes_get_one_line(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and line in error

@@ -58,8 +58,11 @@ def test_every_direct_requirement_is_pinned_within_its_range() -> None:
 
 def test_the_page_adds_to_the_pins_and_changes_only_pillow() -> None:
     added = pins(["-r requirements-app.txt"])
-    assert all(requirement.specifier.contains(added[name]) for name, requirement in declared(("app",)).items()
-               if name not in declared(()))
+    assert all(
+        requirement.specifier.contains(added[name])
+        for name, requirement in declared(("app",)).items()
+        if name not in declared(())
+    )
     assert set(added) & set(PINS) == {"pillow"}
     assert declared()["pillow"].specifier.contains(added["pillow"])
 

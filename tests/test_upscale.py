@@ -68,8 +68,7 @@ def files(folder: Path) -> set[str]:
 
 def test_one_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--input", "photo.png", "--save_edges", "--compare") == 0
-    assert files(here / "results") == {
-        "photo.png", "photo_edges.png", "photo_edges_input.png", "photo_compare.png"}
+    assert files(here / "results") == {"photo.png", "photo_edges.png", "photo_edges_input.png", "photo_compare.png"}
     result = Image.open("results/photo.png")
     assert result.mode == "RGB" and result.size == (20, 24)
     assert Image.open("results/photo_edges.png").size == (20, 24)
@@ -145,7 +144,10 @@ def test_one_broken_file_does_not_stop_the_rest(here: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     assert files(here / "results") == {"b.png"} and "1 upscaled, 3 failed" in said.out
     assert [line.split(":")[1].strip() for line in said.err.splitlines() if line.startswith("error: ")] == [
-        "in/a.png", "in/c.jpg", "in/d.png"]
+        "in/a.png",
+        "in/c.jpg",
+        "in/d.png",
+    ]
 
 
 def deep(path: str) -> np.ndarray:
@@ -202,7 +204,8 @@ def test_without_a_checkpoint_the_demo_weights_are_taken(here: Path, monkeypatch
     first_stage = AutoencoderKL(stage["ddconfig"], stage["lossconfig"], 4)
     save_file(first_stage.state_dict(), "vae.safetensors")
     (here / "demo.yaml").write_text(
-        "base: tiny.yaml\nmodel: {params: {first_stage_config: {params: {ckpt_path: vae.safetensors}}}}\n")
+        "base: tiny.yaml\nmodel: {params: {first_stage_config: {params: {ckpt_path: vae.safetensors}}}}\n"
+    )
     monkeypatch.setattr(pipeline, "DEMO_CONFIG", here / "demo.yaml")
     monkeypatch.setattr(pipeline, "DEMO_WEIGHTS", here / "demo.safetensors")
     assert upscale.main(["--input", "photo.png"]) == 0
@@ -276,8 +279,13 @@ def test_a_config_without_its_checkpoint(here: Path, capsys: pytest.CaptureFixtu
 
 def test_no_room_on_the_disk(here: Path) -> None:
     # A file may not grow beyond 300 bytes: writing fails in the middle, as on a full disk.
-    done = subprocess.run([*COMMAND, *WORDS, "--input", "photo.png"], capture_output=True, text=True, env=ONE_THREAD,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)))
+    done = subprocess.run(
+        [*COMMAND, *WORDS, "--input", "photo.png"],
+        capture_output=True,
+        text=True,
+        env=ONE_THREAD,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
+    )
     assert done.returncode == 2 and "no room on the disk" in done.stderr and "Traceback" not in done.stderr
     assert files(here / "results") == set()
 
@@ -306,8 +314,14 @@ def heed_ctrl_c() -> None:
 def test_ctrl_c_keeps_what_is_finished(here: Path) -> None:
     photo(here / "in/a.png")
     photo(here / "in/b.png", 200, 200)
-    process = subprocess.Popen([*COMMAND, *WORDS, "--steps", "20", "--input", "in"], stderr=subprocess.PIPE, text=True,
-                               env=ONE_THREAD, start_new_session=True, preexec_fn=heed_ctrl_c)
+    process = subprocess.Popen(
+        [*COMMAND, *WORDS, "--steps", "20", "--input", "in"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ONE_THREAD,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
+    )
     assert process.stderr is not None
     assert "a.png" in process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)

@@ -1,19 +1,18 @@
-"""Checks of options that come from a user's YAML: each returns the clean value or raises UserError naming the key."""
+"""Checks of options that come from a user's YAML: each returns the clean value or raises FieldError."""
 
 import math
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError, closest
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """One finite number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{name} is {value!r}: give a number")
+        raise FieldError(name, f"is {value!r}: give a number")
     if not low <= value <= high:
         limits = f"of {low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
-        raise UserError(f"{name} is {value}: give a number {limits}")
+        raise FieldError(name, f"is {value}: give a number {limits}")
     return float(value)
 
 
@@ -21,7 +20,7 @@ def whole_number(name: str, value: object, low: float, high: float = math.inf) -
     """One integer in [low, high]."""
     number(name, value, low, high)
     if isinstance(value, float) and not value.is_integer():
-        raise UserError(f"{name} is {value}: give a whole number")
+        raise FieldError(name, f"is {value}: give a whole number")
     return int(value)  # type: ignore[call-overload]
 
 
@@ -33,33 +32,33 @@ def probability(name: str, value: object) -> float:
 def switch(name: str, value: object) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise UserError(f"{name} is {value!r}: give true or false")
+        raise FieldError(name, f"is {value!r}: give true or false")
     return value
 
 
 def interval(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
     """Two numbers in [low, high], the first not above the second."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise UserError(f"{name} is {value!r}: give two numbers, [lowest, highest]")
+        raise FieldError(name, f"is {value!r}: give two numbers, [lowest, highest]")
     first, last = (number(name, end, low, high) for end in value)
     if first > last:
-        raise UserError(f"{name} is [{first:g}, {last:g}]: the first number must not be above the second")
+        raise FieldError(name, f"is [{first:g}, {last:g}]: the first number must not be above the second")
     return first, last
 
 
 def weights(name: str, value: object, names: Sequence[str]) -> tuple[float, ...]:
     """Probabilities for drawing one of `names`, scaled to a sum of 1."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != len(names):
-        raise UserError(f"{name} is {value!r}: give {len(names)} probabilities, for {', '.join(names)}")
+        raise FieldError(name, f"is {value!r}: give {len(names)} probabilities, for {', '.join(names)}")
     given = [number(name, each, 0) for each in value]
     if sum(given) == 0:
-        raise UserError(f"{name} is {given}: at least one probability must be above 0")
+        raise FieldError(name, f"is {given}: at least one probability must be above 0")
     return tuple(each / sum(given) for each in given)
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
     """The error for a name that is none of `valid`, with the closest one that is."""
     valid = list(valid)
-    close = get_close_matches(name, valid, n=1, cutoff=0.5)
-    advice = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(valid)}"
+    near = closest(name, valid)
+    advice = f"did you mean {near!r}?" if near else f"use one of {', '.join(valid)}"
     return UserError(f"{what} {name!r} is not known: {advice}")

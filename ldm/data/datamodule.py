@@ -118,7 +118,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset = self.datasets["train"]
         sampler = TrainingSampler(
-            len(dataset), self.batch_size, self.seed, self._batches_done, *self._rank_of()  # type: ignore[arg-type]
+            len(dataset),  # type: ignore[arg-type]
+            self.batch_size,
+            self.seed,
+            self._batches_done,
+            *self._rank_of(),  # type: ignore[arg-type]
         )
         return self._loader(dataset, sampler=sampler, drop_last=True)
 

@@ -155,7 +155,8 @@ def _weights(report: Report, comparison: Comparison) -> str:
     for metric in report.metrics:
         series = [
             Series(run.label, colour(order[run.name]), ((numbers[run.name], result.mean(metric)),))
-            for run, result in zip(comparison.runs, comparison.chosen, strict=True) if run.name in numbers
+            for run, result in zip(comparison.runs, comparison.chosen, strict=True)
+            if run.name in numbers
         ]
         charts.append(_chart(metric, curves(series, "edge_loss_weight", METRICS[metric].decimals)))
     note = f"<p>Means with {CONFIDENCE} % bootstrap intervals, at {escape(comparison.how)}.</p>"

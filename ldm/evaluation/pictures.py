@@ -135,8 +135,10 @@ def check_border(pictures: Sequence[Picture], border: int) -> None:
         with Image.open(picture.gt) as image:
             least = min(image.size)
         if least - 2 * border < MIN_SIDE:
-            raise UserError(f"--border {border} leaves too little of {picture.gt}, whose shorter side has {least} "
-                            f"pixels: give at most {(least - MIN_SIDE) // 2}")
+            raise UserError(
+                f"--border {border} leaves too little of {picture.gt}, whose shorter side has {least} "
+                f"pixels: give at most {(least - MIN_SIDE) // 2}"
+            )
 
 
 def file_identity(path: Path) -> str:
@@ -191,9 +193,7 @@ def _kernel_source(config: Config, data: str) -> RealESRGANDataset:
     return dataset
 
 
-def _degraded(
-    gt_01: Tensor, name: str, pipeline: DegradationPipeline, kernels: RealESRGANDataset, seed: int
-) -> Tensor:
+def _degraded(gt_01: Tensor, name: str, pipeline: DegradationPipeline, kernels: RealESRGANDataset, seed: int) -> Tensor:
     """(3, H, W) in [0, 1] -> the same, degraded, at the same size."""
     rng = numpy_rng("evaluation kernels", seed, name)
     drawn = [draw_kernel(rng, options) for options in kernels.kernel_options]

@@ -82,8 +82,10 @@ def list_jobs(source: Path, output: Path) -> list[Job]:
             raise UserError(f"--input {source} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
         stems = [file.with_suffix("") for file in files]
         names = [file.name if stems.count(stem) > 1 else stem.name for file, stem in zip(files, stems, strict=True)]
-        jobs = [Job(file, output / file.parent.relative_to(source) / f"{name}.png")
-                for file, name in zip(files, names, strict=True)]
+        jobs = [
+            Job(file, output / file.parent.relative_to(source) / f"{name}.png")
+            for file, name in zip(files, names, strict=True)
+        ]
     for job in jobs:
         if job.target.resolve() == job.source.resolve():
             raise UserError(f"the result would replace {job.source}; choose another --output")
@@ -153,8 +155,9 @@ def upscale_files(upscaler: Upscaler, jobs: list[Job], wanted: Wanted, watch: Wa
     return outcome
 
 
-def _batches(upscaler: Upscaler, jobs: Iterable[Job], wanted: Wanted,
-             outcome: Outcome) -> Iterator[list[tuple[Job, Picture]]]:
+def _batches(
+    upscaler: Upscaler, jobs: Iterable[Job], wanted: Wanted, outcome: Outcome
+) -> Iterator[list[tuple[Job, Picture]]]:
     """Read what is to be upscaled. Small pictures of one canvas size wait for each other, up to a full batch."""
     waiting: dict[tuple[int, int], list[tuple[Job, Picture]]] = {}
     for job in jobs:
@@ -162,8 +165,13 @@ def _batches(upscaler: Upscaler, jobs: Iterable[Job], wanted: Wanted,
             if mark_of(job.target) == _mark(upscaler, job, wanted):
                 outcome.skipped.append(job)
             else:
-                outcome.failed.append((job, f"{job.target} is there, made from another picture or with other settings; "
-                                       "--overwrite replaces it, or choose another --output"))
+                outcome.failed.append(
+                    (
+                        job,
+                        f"{job.target} is there, made from another picture or with other settings; "
+                        "--overwrite replaces it, or choose another --output",
+                    )
+                )
             continue
         try:
             picture = Picture.from_stored(read_picture(job.source))

@@ -57,8 +57,14 @@ class Networks:
         return blake2b(sums.float().numpy().tobytes(), digest_size=16).hexdigest()
 
     @classmethod
-    def load(cls, config_file: str | Path, ckpt: str | Path, cfw_ckpt: str | Path | None = None, device: str = "auto",
-             precision: str = "fp32") -> "Networks":
+    def load(
+        cls,
+        config_file: str | Path,
+        ckpt: str | Path,
+        cfw_ckpt: str | Path | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> "Networks":
         """Build what the config describes and load the checkpoints into it.
 
         Raises UserError for a config that is none of StableSR's, a checkpoint that does not fit it or lacks what
@@ -101,8 +107,10 @@ def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRText
     keys = read_state_dict(ckpt).keys()
     for name in ("SPADE", "structure"):
         if not any(MAY_BE_NEW[name](key) for key in keys):
-            raise UserError(f"{ckpt} holds no {name} weights: it is no checkpoint of StableSR; give one, such as "
-                            "stablesr_000117.ckpt or a run's checkpoints/last.ckpt")
+            raise UserError(
+                f"{ckpt} holds no {name} weights: it is no checkpoint of StableSR; give one, such as "
+                "stablesr_000117.ckpt or a run's checkpoints/last.ckpt"
+            )
     params: dict[str, Any] = {**block["params"], "ckpt_path": str(ckpt), "edge_loss_weight": 0.0}
     first_stage = params.get("first_stage_config", {}).get("params", {})
     if first_stage.get("ckpt_path"):
@@ -121,5 +129,6 @@ def _relocated(first_stage: dict[str, Any]) -> dict[str, Any]:
 
 def _cfw(config: Config, cfw_ckpt: str | Path) -> AutoencoderKLResi:
     params = config.get("model.params.first_stage_config.params", {})
-    return AutoencoderKLResi(params.get("ddconfig", {}), {"target": "torch.nn.Identity"}, params.get("embed_dim", 4),
-                             ckpt_path=str(cfw_ckpt))
+    return AutoencoderKLResi(
+        params.get("ddconfig", {}), {"target": "torch.nn.Identity"}, params.get("embed_dim", 4), ckpt_path=str(cfw_ckpt)
+    )

@@ -51,8 +51,10 @@ class Picture:
         Raises UserError for other shapes and for values outside [0, 1].
         """
         if planes_01.ndim != 3 or not 1 <= len(planes_01) <= 4 or 0 in planes_01.shape:
-            raise UserError(f"a picture of shape {tuple(planes_01.shape)}: give 1 to 4 channels (grey or RGB, with or "
-                            "without alpha), first in a tensor and last in an array")
+            raise UserError(
+                f"a picture of shape {tuple(planes_01.shape)}: give 1 to 4 channels (grey or RGB, with or "
+                "without alpha), first in a tensor and last in an array"
+            )
         planes_01 = planes_01.detach().to("cpu", torch.float32)
         if not (planes_01.min() >= 0 and planes_01.max() <= 1):  # also where there is a NaN
             raise UserError("a picture of floats must lie in [0, 1], without NaN; divide by its largest possible value")
@@ -129,16 +131,21 @@ def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPic
         like = picture
         return Picture.from_planes(picture), lambda result: result.planes().to(like)
     if not isinstance(picture, np.ndarray) or picture.dtype.kind + str(picture.dtype.itemsize) not in KINDS:
-        raise UserError(f"a picture is a PIL image, an array of uint8, uint16 or floats, or a tensor of floats; not "
-                        f"{getattr(picture, 'dtype', type(picture).__name__)}")
+        raise UserError(
+            f"a picture is a PIL image, an array of uint8, uint16 or floats, or a tensor of floats; not "
+            f"{getattr(picture, 'dtype', type(picture).__name__)}"
+        )
     array = picture[..., None] if picture.ndim == 2 else picture
     values = array.astype(np.float32) if array.dtype.kind == "f" else as_01(array)
     if values.ndim != 3:
         raise UserError(f"an array of shape {picture.shape} is no picture; give (H, W) or (H, W, C)")
 
     def back(result: Picture) -> np.ndarray:
-        pixels = (result.pixels(picture.dtype.type) if picture.dtype.kind == "u"
-                  else result.planes().permute(1, 2, 0).numpy().astype(picture.dtype))
+        pixels = (
+            result.pixels(picture.dtype.type)
+            if picture.dtype.kind == "u"
+            else result.planes().permute(1, 2, 0).numpy().astype(picture.dtype)
+        )
         return pixels[..., 0] if picture.ndim == 2 else pixels
 
     return Picture.from_planes(torch.from_numpy(values).permute(2, 0, 1)), back

@@ -50,8 +50,14 @@ class Upscaler:
 
     @classmethod
     def from_checkpoint(
-        cls, config: str | Path | None = None, ckpt: str | Path | None = None, *, cfw_ckpt: str | Path | None = None,
-        settings: UpscaleSettings | None = None, device: str = "auto", precision: str = "fp32",
+        cls,
+        config: str | Path | None = None,
+        ckpt: str | Path | None = None,
+        *,
+        cfw_ckpt: str | Path | None = None,
+        settings: UpscaleSettings | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
     ) -> "Upscaler":
         """An upscaler from a training config and a checkpoint; without both, with the small demo weights.
 
@@ -60,8 +66,10 @@ class Upscaler:
         Raises UserError where a file or a choice does not fit; see `Networks.load`.
         """
         if (config is None) != (ckpt is None):
-            raise UserError("--base and --ckpt belong together: give the config that the checkpoint was trained with, "
-                            "or neither for the demo weights")
+            raise UserError(
+                "--base and --ckpt belong together: give the config that the checkpoint was trained with, "
+                "or neither for the demo weights"
+            )
         if config is None or ckpt is None:
             networks = Networks.load(DEMO_CONFIG, DEMO_WEIGHTS, cfw_ckpt, device, precision)
             return cls(networks, settings or DEMO_DEFAULTS)
@@ -89,8 +97,10 @@ class Upscaler:
         wide, high = (round(side * self.settings.upscale) for side in (width, height))
         needed, there = wide * high * BYTES_PER_PIXEL, _memory()
         if needed > there:
-            raise UserError(f"not enough memory for a result of {wide} x {high} pixels (about {needed / 1e9:.0f} GB of "
-                            f"{there / 1e9:.0f} GB); choose a smaller --upscale, or cut the picture up")
+            raise UserError(
+                f"not enough memory for a result of {wide} x {high} pixels (about {needed / 1e9:.0f} GB of "
+                f"{there / 1e9:.0f} GB); choose a smaller --upscale, or cut the picture up"
+            )
         multiple, frame = self.networks.multiple, self.networks.frame
         least = min(frame, (self.tile or frame) * self.networks.downsampling)
         canvas_h, canvas_w = (-(-max(side, least) // multiple) * multiple for side in (high, wide))
@@ -110,16 +120,24 @@ class Upscaler:
         advice = self._advice(len(pictures))
         with explained_out_of_memory(f"for a result of {width} x {height} pixels; {advice}"):
             rngs = [torch_rng("cpu", "upscale", self.settings.seed) for _ in pictures]
-            vae = TiledAutoencoder(self.networks.model.first_stage_model, self.networks.cfw,
-                                   self.networks.model.scale_factor, self.networks.device, self.tile, self.overlap)
+            vae = TiledAutoencoder(
+                self.networks.model.first_stage_model,
+                self.networks.cfw,
+                self.networks.model.scale_factor,
+                self.networks.device,
+                self.tile,
+                self.overlap,
+            )
             if self.networks.cfw is not None:
                 self.networks.cfw.decoder.fusion_w = self.settings.dec_w
             large = [self.enlarged(picture) for picture in pictures]
             lq_pm1 = [_padded(picture, (height, width)) for picture in large]
             z_lq = torch.cat([vae.encode(image, rng, watch) for image, rng in zip(lq_pm1, rngs, strict=True)])
             z = self._sample(z_lq.to(self.networks.device), rngs, watch).cpu()
-            return [self._finished(picture, vae.decode(latent[None], image, watch))
-                    for picture, latent, image in zip(large, z, lq_pm1, strict=True)]
+            return [
+                self._finished(picture, vae.decode(latent[None], image, watch))
+                for picture, latent, image in zip(large, z, lq_pm1, strict=True)
+            ]
 
     def enlarged(self, picture: Picture) -> Picture:
         """The picture at the result's size by bicubic interpolation, as in training."""
@@ -137,10 +155,20 @@ class Upscaler:
         context, uncond = model.text(model.cond_stage_model, prompts, self.networks.device)[:, None]
         with model.ema_scope():
             return model.sample(
-                z_lq, context, steps=chosen.steps, sampler=chosen.sampler, eta=chosen.eta, start_t=chosen.start_t,
-                guidance_scale=chosen.guidance_scale, uncond=uncond, noise=noise_of_pictures(rngs, z_lq.device),
-                tile_size=self.tile, tile_overlap=self.overlap, tile_batch=max(1, chosen.batch // len(z_lq)),
-                progress=lambda steps: watch("sampling", steps))
+                z_lq,
+                context,
+                steps=chosen.steps,
+                sampler=chosen.sampler,
+                eta=chosen.eta,
+                start_t=chosen.start_t,
+                guidance_scale=chosen.guidance_scale,
+                uncond=uncond,
+                noise=noise_of_pictures(rngs, z_lq.device),
+                tile_size=self.tile,
+                tile_overlap=self.overlap,
+                tile_batch=max(1, chosen.batch // len(z_lq)),
+                progress=lambda steps: watch("sampling", steps),
+            )
 
     def _finished(self, enlarged: Picture, decoded_pm1: Tensor) -> Picture:
         """Crop, and correct the colours by the enlarged input."""

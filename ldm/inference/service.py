@@ -119,8 +119,10 @@ class Service:
         except Exception:  # read_picture says what is wrong with it
             width = height = 0
         if width * height > self.max_pixels:
-            raise UserError(f"{file.name} is {width} × {height} pixels, and this page takes up to "
-                            f"{_megapixels(self.max_pixels)}; choose a smaller picture")
+            raise UserError(
+                f"{file.name} is {width} × {height} pixels, and this page takes up to "
+                f"{_megapixels(self.max_pixels)}; choose a smaller picture"
+            )
         with told_kindly(file):
             picture = Picture.from_stored(read_picture(file))
             Upscaler(self.networks, UpscaleSettings(upscale=1)).canvas_size(picture)  # refuses what is too small
@@ -131,8 +133,10 @@ class Service:
         height, width = (round(side * factor) for side in size)
         if height * width > self.max_pixels:
             largest = (self.max_pixels / (size[0] * size[1])) ** 0.5
-            raise UserError(f"The result would be {width} × {height} pixels, and this page makes up to "
-                            f"{_megapixels(self.max_pixels)}; choose a Factor up to {int(largest * 10) / 10:g}")
+            raise UserError(
+                f"The result would be {width} × {height} pixels, and this page makes up to "
+                f"{_megapixels(self.max_pixels)}; choose a Factor up to {int(largest * 10) / 10:g}"
+            )
         return height, width
 
     def run(self, file: Path, settings: UpscaleSettings, job: Job) -> Iterator[Progress | Result]:

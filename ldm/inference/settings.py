@@ -55,8 +55,9 @@ class UpscaleSettings:
             if value not in get_args(choices):
                 raise checks.unknown(flag, str(value), get_args(choices))
         if self.start_t is not None and self.steps > checks.whole_number("--start_t", self.start_t, 0) + 1:
-            raise UserError(f"--steps is {self.steps}: from --start_t {self.start_t} on at most {self.start_t + 1} can "
-                            "be taken")
+            raise UserError(
+                f"--steps is {self.steps}: from --start_t {self.start_t} on at most {self.start_t + 1} can be taken"
+            )
         if isinstance(self.tile, str):
             if self.tile not in ("auto", "none"):
                 raise UserError(f"--tile is {self.tile!r}: give auto, none or a number of pixels from {MIN_TILE} on")

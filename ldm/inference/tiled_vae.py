@@ -79,8 +79,13 @@ class TiledAutoencoder:
         return self._blend(pixels, (z.shape[-2], z.shape[-1]), f, lambda parts: watch("decoding", parts))
 
     @torch.no_grad()
-    def _blend(self, tile_of: Callable[[Window], Tensor], size: tuple[int, int], factor: int,
-               watch: Callable[[Iterable], Iterable]) -> Tensor:
+    def _blend(
+        self,
+        tile_of: Callable[[Window], Tensor],
+        size: tuple[int, int],
+        factor: int,
+        watch: Callable[[Iterable], Iterable],
+    ) -> Tensor:
         """What `tile_of` makes of windows of a latent canvas (h, w), `factor` times as large, put together."""
         tile = self.tile or max(size)
         windows = tile_windows(size, tile, min(self.overlap, tile - 1))

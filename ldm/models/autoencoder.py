@@ -28,9 +28,16 @@ class AutoencoderKL(pl.LightningModule):
 
     learning_rate: float = 1e-4
 
-    def __init__(self, ddconfig: Mapping[str, Any], lossconfig: Mapping[str, Any], embed_dim: int,
-                 ckpt_path: str | None = None, ignore_keys: Sequence[str] = (), image_key: str = "image",
-                 monitor: str | None = None) -> None:
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        embed_dim: int,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        image_key: str = "image",
+        monitor: str | None = None,
+    ) -> None:
         super().__init__()
         if wrong := check_arguments(DDConfig, ddconfig, name="ddconfig"):
             raise UserError(wrong[1])

@@ -75,7 +75,13 @@ class SpatialTransformer(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, head_dim: int, depth: int, context_dim: int, use_linear: bool,
+        self,
+        channels: int,
+        heads: int,
+        head_dim: int,
+        depth: int,
+        context_dim: int,
+        use_linear: bool,
     ) -> None:
         super().__init__()
         inner = heads * head_dim
@@ -83,7 +89,8 @@ class SpatialTransformer(nn.Module):
         self.norm = group_norm(channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner) if use_linear else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(inner, heads, head_dim, context_dim) for _ in range(depth))
+            BasicTransformerBlock(inner, heads, head_dim, context_dim) for _ in range(depth)
+        )
         self.proj_out = zero_init(nn.Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

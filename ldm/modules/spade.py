@@ -26,7 +26,9 @@ class SPADE(nn.Module):
     def forward(self, x: Tensor, struct_cond: Mapping[str, Tensor]) -> Tensor:
         width = str(x.shape[-1])
         if width not in struct_cond:
-            raise UserError(f"no structure feature of width {width}, only {', '.join(struct_cond)}; the latent's sides "
-                            "must be multiples of 8 and the time-aware encoder must halve as often as the U-Net")
+            raise UserError(
+                f"no structure feature of width {width}, only {', '.join(struct_cond)}; the latent's sides "
+                "must be multiples of 8 and the time-aware encoder must halve as often as the U-Net"
+            )
         hidden = self.mlp_shared(struct_cond[width])
         return self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)

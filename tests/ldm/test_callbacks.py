@@ -70,8 +70,14 @@ def fit(folder: Path, steps: int, *callbacks: pl.Callback, **options: Any) -> Mo
     model = Model()
     options = {"logger": False, "enable_progress_bar": False, **options}
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=list(callbacks), default_root_dir=folder,
-        enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=1, **options,
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
     )
     trainer.fit(model, datamodule=Data())
     return model

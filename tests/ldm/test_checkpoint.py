@@ -63,11 +63,14 @@ def test_every_published_form_is_read(form: str, layers: nn.Sequential, tmp_path
 
 def test_classes_that_lightning_left_in_checkpoints_are_passed_over(layers: nn.Sequential, tmp_path: Path) -> None:
     path = tmp_path / "old_lightning.ckpt"
-    torch.save({
-        "callbacks": {ModelCheckpoint: {"best_model_score": torch.tensor(0.1), "dirpath": Path("logs")}},
-        "hyper_parameters": {"config": OmegaConf.create({"a": [1, {"b": 2.0}]}), "scale": np.float64(3.0)},
-        "state_dict": layers.state_dict(),
-    }, path)
+    torch.save(
+        {
+            "callbacks": {ModelCheckpoint: {"best_model_score": torch.tensor(0.1), "dirpath": Path("logs")}},
+            "hyper_parameters": {"config": OmegaConf.create({"a": [1, {"b": 2.0}]}), "scale": np.float64(3.0)},
+            "state_dict": layers.state_dict(),
+        },
+        path,
+    )
     read = read_state_dict(path)
     assert all(torch.equal(value, read[key]) for key, value in layers.state_dict().items())
 
@@ -95,8 +98,12 @@ class Payload:
 
 
 def payloads(target: Path) -> dict[str, Payload]:
-    return {"system": Payload(os.system, f"touch {target}"), "eval": Payload(eval, f"open({str(target)!r}, 'w')"),
-            "subprocess": Payload(subprocess.check_output, ["touch", str(target)]), "open": Payload(open, target, "w")}
+    return {
+        "system": Payload(os.system, f"touch {target}"),
+        "eval": Payload(eval, f"open({str(target)!r}, 'w')"),
+        "subprocess": Payload(subprocess.check_output, ["touch", str(target)]),
+        "open": Payload(open, target, "w"),
+    }
 
 
 @pytest.mark.parametrize("name", ["system", "eval", "subprocess", "open"])
@@ -105,8 +112,11 @@ def payloads(target: Path) -> dict[str, Payload]:
 def test_a_malicious_pickle_does_nothing(name: str, archive: bool, place: str, tmp_path: Path) -> None:
     target, path = tmp_path / "ran", tmp_path / "evil.ckpt"
     payload, tensors = payloads(target)[name], {"weight": torch.ones(2)}
-    content = {"beside": {"state_dict": tensors, "hook": payload}, "among the tensors": {**tensors, "bias": payload},
-               "file": payload}[place]
+    content = {
+        "beside": {"state_dict": tensors, "hook": payload},
+        "among the tensors": {**tensors, "bias": payload},
+        "file": payload,
+    }[place]
     torch.save(content, path, _use_new_zipfile_serialization=archive)
     try:
         read = read_state_dict(path)
@@ -144,8 +154,15 @@ def test_unreadable_files_are_refused_in_one_line(layers: nn.Sequential, tmp_pat
     (tmp_path / "text.safetensors").write_text("not a header")
     (tmp_path / "empty.safetensors").touch()
     torch.save(layers.state_dict(), tmp_path / "pickle.safetensors")
-    for name in ("cut.ckpt", "spoilt.ckpt", "text.ckpt", "empty.ckpt", "text.safetensors", "empty.safetensors",
-                 "pickle.safetensors"):
+    for name in (
+        "cut.ckpt",
+        "spoilt.ckpt",
+        "text.ckpt",
+        "empty.ckpt",
+        "text.safetensors",
+        "empty.safetensors",
+        "pickle.safetensors",
+    ):
         assert "cannot be read as a checkpoint" in refusal(tmp_path / name)
     (tmp_path / "folder.ckpt").mkdir()
     assert "it is a folder" in refusal(tmp_path / "folder.ckpt")
@@ -212,7 +229,7 @@ def test_a_stage_1_checkpoint_starts_a_model(complete: State, tmp_path: Path, ca
     with caplog.at_level(logging.INFO, logger="ldm"):
         model = stage1(filled=False, ckpt_path=path)
     assert all(torch.equal(value, complete[key]) for key, value in model.state_dict().items())
-    report, = (message for message in caplog.messages if "tensors loaded" in message)
+    (report,) = (message for message in caplog.messages if "tensors loaded" in message)
     assert report.endswith(f"{len(complete)} tensors loaded; new, left as initialised: 0; in the file but unused: 0")
     assert "random weights" not in caplog.text
 
@@ -220,8 +237,11 @@ def test_a_stage_1_checkpoint_starts_a_model(complete: State, tmp_path: Path, ca
 def test_stable_diffusion_lacks_spade_and_structure(
     complete: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = {key: value for key, value in complete.items()
-            if ".spade." not in key and not key.startswith("structcond_stage_model.")}
+    base = {
+        key: value
+        for key, value in complete.items()
+        if ".spade." not in key and not key.startswith("structcond_stage_model.")
+    }
     path = write(base, tmp_path / "sd.safetensors")
     with caplog.at_level(logging.INFO, logger="ldm"):
         model = stage1(filled=False, ckpt_path=path)
@@ -232,10 +252,15 @@ def test_stable_diffusion_lacks_spade_and_structure(
     assert f"structcond_stage_model {structure}" in caplog.text
 
 
-@pytest.mark.parametrize("lost", ["model.diffusion_model.middle_block.0.spade.mlp_beta.bias",
-                                  "structcond_stage_model.fea_tran.0.in_layers.0.weight",
-                                  "first_stage_model.decoder.conv_in.weight",
-                                  "cond_stage_model.model.ln_final.bias"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "model.diffusion_model.middle_block.0.spade.mlp_beta.bias",
+        "structcond_stage_model.fea_tran.0.in_layers.0.weight",
+        "first_stage_model.decoder.conv_in.weight",
+        "cond_stage_model.model.ln_final.bias",
+    ],
+)
 def test_a_part_that_is_missing_in_part_is_an_error(lost: str, complete: State, tmp_path: Path) -> None:
     path = write({key: value for key, value in complete.items() if key != lost}, tmp_path / "part.safetensors")
     with pytest.raises(UserError, match=f"{lost}, of shape .* is not in the file; use"):
@@ -255,15 +280,19 @@ def test_a_checkpoint_of_another_schedule_may_start_a_model(complete: State, tmp
 def test_no_checkpoint_means_random_weights_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     stage1(filled=False)
     assert [message for message in caplog.messages if "random weights" in message] == [
-        "model.params.ckpt_path is null: the U-Net starts from random weights"]
+        "model.params.ckpt_path is null: the U-Net starts from random weights"
+    ]
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_the_autoencoder_takes_its_own_checkpoint_or_its_part_of_a_whole_one(
     prefix: str, complete: State, tmp_path: Path
 ) -> None:
-    own = {key.removeprefix("first_stage_model."): value for key, value in complete.items()
-           if key.startswith("first_stage_model.")}
+    own = {
+        key.removeprefix("first_stage_model."): value
+        for key, value in complete.items()
+        if key.startswith("first_stage_model.")
+    }
     path = write(complete if prefix else own, tmp_path / "weights.safetensors")
     vae = AutoencoderKL(ddconfig=SMALL["first_stage"], lossconfig=NO_LOSS, embed_dim=4, ckpt_path=path)
     assert set(vae.state_dict()) == set(own)

@@ -37,7 +37,9 @@ def check(config: Config) -> None:
 
 def test_precedence_and_provenance(tmp_path: Path) -> None:
     below, a, b = write(
-        tmp_path, below="x: {a: 1, b: 1, c: 1, d: 1, e: [1, 2]}", a="base: below.yaml\nx: {b: 2, c: 2, d: 2, e: [3]}",
+        tmp_path,
+        below="x: {a: 1, b: 1, c: 1, d: 1, e: [1, 2]}",
+        a="base: below.yaml\nx: {b: 2, c: 2, d: 2, e: [3]}",
         b="x: {c: 3, d: 3}",
     )
     config = load_config([a, b], ["x.d=4", "x.f=[5,6]"], {"x.g": 7})

@@ -16,10 +16,22 @@ from ldm.data.sampler import TrainingSampler
 
 SIZE = 16
 DEGRADATION: dict[str, Any] = {
-    "resize_prob": [0.2, 0.7, 0.1], "resize_range": [0.5, 1.5], "gaussian_noise_prob": 0.5, "noise_range": [1, 15],
-    "poisson_scale_range": [0.05, 2.0], "gray_noise_prob": 0.4, "jpeg_range": [60, 95], "second_blur_prob": 0.5,
-    "resize_prob2": [0.3, 0.4, 0.3], "resize_range2": [0.6, 1.2], "gaussian_noise_prob2": 0.5, "noise_range2": [1, 12],
-    "poisson_scale_range2": [0.05, 1.0], "gray_noise_prob2": 0.4, "jpeg_range2": [60, 100], "gt_size": SIZE,
+    "resize_prob": [0.2, 0.7, 0.1],
+    "resize_range": [0.5, 1.5],
+    "gaussian_noise_prob": 0.5,
+    "noise_range": [1, 15],
+    "poisson_scale_range": [0.05, 2.0],
+    "gray_noise_prob": 0.4,
+    "jpeg_range": [60, 95],
+    "second_blur_prob": 0.5,
+    "resize_prob2": [0.3, 0.4, 0.3],
+    "resize_range2": [0.6, 1.2],
+    "gaussian_noise_prob2": 0.5,
+    "noise_range2": [1, 12],
+    "poisson_scale_range2": [0.05, 1.0],
+    "gray_noise_prob2": 0.4,
+    "jpeg_range2": [60, 100],
+    "gt_size": SIZE,
     "no_degradation_prob": 0.0,
 }
 
@@ -75,8 +87,15 @@ def module(length: int = 7, queue_size: int = 0, **options: Any) -> DataModuleFr
 def fit(data: DataModuleFromConfig, steps: int, folder: Path, resume: bool = False, **options: Any) -> Recorder:
     model = Recorder()
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, enable_checkpointing=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, **options,
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **options,
     )
     file = folder / "last.ckpt"
     callback = SaveAtTheEnd(file)

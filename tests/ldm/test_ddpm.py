@@ -48,8 +48,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatentDiffusionSRT
 def test_spade_and_structure_are_trained_and_nothing_else() -> None:
     model = stage1()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {name for name, _ in model.named_parameters()
-                       if ".spade." in name or name.startswith("structcond_stage_model.")}
+    assert trained == {
+        name for name, _ in model.named_parameters() if ".spade." in name or name.startswith("structcond_stage_model.")
+    }
     (group,) = model.configure_optimizers().param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters() if p.requires_grad}
     model.learning_rate = 3e-4
@@ -89,8 +90,9 @@ def test_modes_hold_during_the_fit(tmp_path: Path) -> None:
     run = trainer(tmp_path, 2, val_check_interval=1, callbacks=[Watch()])
     run.fit(stage1(), Pairs(2))
     assert Watch.seen == ["train", "validation"] * 2
-    assert {"train/loss", "train/loss_simple", "train/loss_vlb", "val/loss", "val/loss_simple", "val/loss_vlb"} \
-        == set(run.logged_metrics)
+    assert {"train/loss", "train/loss_simple", "train/loss_vlb", "val/loss", "val/loss_simple", "val/loss_vlb"} == set(
+        run.logged_metrics
+    )
 
 
 # Text

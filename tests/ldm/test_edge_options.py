@@ -239,8 +239,9 @@ def test_each_option_can_be_switched_in_a_yaml(words: dict) -> None:
 ])  # fmt: skip
 def test_a_yaml_with_a_mistake_is_refused_before_anything_is_built(word: str, line: str) -> None:
     with pytest.raises(UserError) as error:
-        check_config(load_config([EDGE_YAML], [f"model.params.{word}"]), trainer=pl.Trainer,
-                     modelcheckpoint=ModelCheckpoint)
+        check_config(
+            load_config([EDGE_YAML], [f"model.params.{word}"]), trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint
+        )
     assert line in str(error.value)
 
 

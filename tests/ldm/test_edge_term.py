@@ -111,7 +111,8 @@ def test_the_empty_loss_is_0_and_connected_also_where_the_output_overflows() -> 
     output = torch.full((2, 4, CELLS, CELLS), float("inf"), requires_grad=True)
     x = latents()["x_start"]
     total, _ = EdgeTerm(0.5, model.edge_loss, model.decode, T, 1000).added_to(
-        torch.tensor(1.0), "v", model.schedule, output, x, x, T)
+        torch.tensor(1.0), "v", model.schedule, output, x, x, T
+    )
     total.backward()
     assert total == 1 and torch.equal(output.grad, torch.zeros_like(output))
 
@@ -146,8 +147,10 @@ def test_a_window_of_the_whole_frame_is_the_frame() -> None:
 
 
 def test_windows_leave_timesteps_and_noise_as_they_were() -> None:
-    plain, cropped = (stage1(edge_loss_weight=0.5, **more)._step(pair(), torch_rng("cpu", "test"))[1]
-                      for more in ({}, {"edge_crop": 4, "edge_crop_by": "edges", "edge_target": "pixels"}))
+    plain, cropped = (
+        stage1(edge_loss_weight=0.5, **more)._step(pair(), torch_rng("cpu", "test"))[1]
+        for more in ({}, {"edge_crop": 4, "edge_crop_by": "edges", "edge_target": "pixels"})
+    )
     assert torch.equal(plain["train/loss_simple"], cropped["train/loss_simple"])
     assert not torch.equal(plain["train/loss_edge"], cropped["train/loss_edge"])
 

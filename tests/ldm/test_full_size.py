@@ -48,8 +48,9 @@ def test_the_trainable_part_is_spade_and_structure(model: LatentDiffusionSRTextW
 def test_unfrozen_diff_trains_the_whole_unet() -> None:
     model = build({"unfrozen_diff": True})
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {name for name, _ in model.named_parameters()
-                       if name.startswith(("model.", "structcond_stage_model."))}
+    assert trained == {
+        name for name, _ in model.named_parameters() if name.startswith(("model.", "structcond_stage_model."))
+    }
 
 
 def test_averages_of_different_parameters_have_different_names(model: LatentDiffusionSRTextWT) -> None:

@@ -95,12 +95,19 @@ def test_timestep_embedding_is_cosines_then_sines_in_float32() -> None:
     assert torch.count_nonzero(odd[:, -1]) == 0
 
 
-@pytest.mark.parametrize("option", [
-    {"dims": 3}, {"resblock_updown": True}, {"use_scale_shift_norm": True}, {"use_new_attention_order": True},
-    {"conv_resample": False}, {"use_spatial_transformer": False},
-])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"dims": 3},
+        {"resblock_updown": True},
+        {"use_scale_shift_norm": True},
+        {"use_new_attention_order": True},
+        {"conv_resample": False},
+        {"use_spatial_transformer": False},
+    ],
+)
 def test_published_options_without_implementation_are_refused_by_name(option: dict) -> None:
-    (name, value), = option.items()
+    ((name, value),) = option.items()
     with pytest.raises(UserError, match=f"{name}: {value}"):
         UNetModelDualcondV2(**{**CONFIG["unet"], **option})
 

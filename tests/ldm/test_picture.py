@@ -14,11 +14,19 @@ PHOTO = data.chelsea()[60:90, 100:140]
 ALPHA = np.tile(np.linspace(0, 255, 40, dtype=np.uint8), (30, 1))[..., None]
 
 
-@pytest.mark.parametrize("picture", [
-    PHOTO, PHOTO[..., 0], PHOTO[..., :1], np.concatenate([PHOTO, ALPHA], axis=2),
-    np.concatenate([PHOTO[..., :1], ALPHA], axis=2), PHOTO.astype(np.uint16) * 257 + 3,
-    PHOTO.astype(np.float32) / 255, PHOTO.astype(np.float64) / 255,
-])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        PHOTO,
+        PHOTO[..., 0],
+        PHOTO[..., :1],
+        np.concatenate([PHOTO, ALPHA], axis=2),
+        np.concatenate([PHOTO[..., :1], ALPHA], axis=2),
+        PHOTO.astype(np.uint16) * 257 + 3,
+        PHOTO.astype(np.float32) / 255,
+        PHOTO.astype(np.float64) / 255,
+    ],
+)
 def test_arrays_come_back_as_they_were(picture: np.ndarray) -> None:
     taken, back = understood(picture)
     returned = back(taken)
@@ -79,17 +87,20 @@ def test_grey_is_the_luma_of_the_result() -> None:
     assert np.array_equal(picture.pixels(np.uint8)[..., 0], np.full((4, 4), round(255 * (0.299 + 0.587 / 2))))
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (PHOTO.astype(np.float32), r"lie in \[0, 1\]"),
-    (torch.full((3, 4, 4), float("nan")), "without NaN"),
-    (torch.zeros(5, 4, 4), "1 to 4 channels"),
-    (torch.zeros(3, 0, 4), "1 to 4 channels"),
-    (np.zeros(4, np.uint8), "no picture"),
-    (np.zeros((4, 4, 3), np.int32), "not int32"),
-    (torch.zeros(3, 4, 4, dtype=torch.uint8), "not torch.uint8"),
-    ("photo.png", "not str"),
-    (Image.new("F", (9, 9)), "32 bits"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (PHOTO.astype(np.float32), r"lie in \[0, 1\]"),
+        (torch.full((3, 4, 4), float("nan")), "without NaN"),
+        (torch.zeros(5, 4, 4), "1 to 4 channels"),
+        (torch.zeros(3, 0, 4), "1 to 4 channels"),
+        (np.zeros(4, np.uint8), "no picture"),
+        (np.zeros((4, 4, 3), np.int32), "not int32"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "not torch.uint8"),
+        ("photo.png", "not str"),
+        (Image.new("F", (9, 9)), "32 bits"),
+    ],
+)
 def test_what_is_no_picture_is_refused(wrong: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         understood(wrong)  # type: ignore[arg-type]

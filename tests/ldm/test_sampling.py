@@ -30,16 +30,24 @@ def draws(name: str) -> Callable[[tuple[int, ...]], Tensor]:
 @pytest.mark.parametrize("steps", [4, 10])
 def test_ancestral_sampling_matches_the_published(kind: str, steps: int, arrays: Arrays, tiny_models: Models) -> None:
     reference, one = arrays("training_and_sampling"), (1, 4, SIDE, SIDE)
-    z = tiny_models(kind).sample(noise("lq", (2, *one[1:]))[:1], CONTEXT[:1], steps=steps, x_T=noise("xT", one),
-                                 noise=draws("step"))
+    z = tiny_models(kind).sample(
+        noise("lq", (2, *one[1:]))[:1], CONTEXT[:1], steps=steps, x_T=noise("xT", one), noise=draws("step")
+    )
     assert relative_error(z, reference[f"{kind}_ddpm_{steps}"]) < 1e-3
 
 
 @pytest.mark.parametrize("kind", ["eps", "v"])
 def test_tiled_sampling_matches_the_published(kind: str, arrays: Arrays, tiny_models: Models) -> None:
     want = arrays("training_and_sampling")[f"{kind}_canvas_4"]
-    z = tiny_models(kind).sample(noise("lqc", want.shape), CONTEXT[:1], steps=4, x_T=noise("xTc", want.shape),
-                                 noise=draws("cstep"), tile_size=SIDE, tile_overlap=SIDE // 2)
+    z = tiny_models(kind).sample(
+        noise("lqc", want.shape),
+        CONTEXT[:1],
+        steps=4,
+        x_T=noise("xTc", want.shape),
+        noise=draws("cstep"),
+        tile_size=SIDE,
+        tile_overlap=SIDE // 2,
+    )
     assert relative_error(z, want) < 1e-3
 
 
@@ -49,8 +57,16 @@ def test_ddim_and_guidance_match_the_published(
     kind: str, steps: int, eta: float, scale: float, arrays: Arrays, tiny_models: Models
 ) -> None:
     z = tiny_models(kind).sample(
-        noise("lq", (2, 4, SIDE, SIDE)), CONTEXT, steps=steps, sampler="ddim", eta=eta, guidance_scale=scale,
-        uncond=UNCOND, x_T=noise("xTd", (2, 4, SIDE, SIDE)), noise=draws("dstep"))
+        noise("lq", (2, 4, SIDE, SIDE)),
+        CONTEXT,
+        steps=steps,
+        sampler="ddim",
+        eta=eta,
+        guidance_scale=scale,
+        uncond=UNCOND,
+        x_T=noise("xTd", (2, 4, SIDE, SIDE)),
+        noise=draws("dstep"),
+    )
     assert relative_error(z, arrays("ddim")[f"{kind}_ddim_{steps}_eta{eta}_scale{scale}"]) < 1e-3
 
 
@@ -157,17 +173,20 @@ def test_progress_sees_every_step(tiny_models: Models) -> None:
     assert seen == [1, 0]
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ({"sampler": "euler"}, "unknown sampler 'euler'; choose ddpm or ddim"),
-    ({"steps": 0}, "cannot choose 0 of 1000 steps"),
-    ({"steps": 1001, "sampler": "ddim"}, "cannot take 1001 DDIM steps"),
-    ({"steps": 0, "sampler": "ddim"}, "cannot take 0 DDIM steps"),
-    ({"eta": 1.5, "sampler": "ddim"}, "eta is 1.5"),
-    ({"start_t": 1000}, "start_t is 1000; choose a step of the process, 0 to 999"),
-    ({"start_t": 4, "steps": 6}, "cannot choose 6 of 5 steps"),
-    ({"guidance_scale": 7.0}, "needs a negative prompt"),
-    ({"tile_size": 8, "tile_overlap": 8}, "overlap of 8 does not fit tiles of 8"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sampler": "euler"}, "unknown sampler 'euler'; choose ddpm or ddim"),
+        ({"steps": 0}, "cannot choose 0 of 1000 steps"),
+        ({"steps": 1001, "sampler": "ddim"}, "cannot take 1001 DDIM steps"),
+        ({"steps": 0, "sampler": "ddim"}, "cannot take 0 DDIM steps"),
+        ({"eta": 1.5, "sampler": "ddim"}, "eta is 1.5"),
+        ({"start_t": 1000}, "start_t is 1000; choose a step of the process, 0 to 999"),
+        ({"start_t": 4, "steps": 6}, "cannot choose 6 of 5 steps"),
+        ({"guidance_scale": 7.0}, "needs a negative prompt"),
+        ({"tile_size": 8, "tile_overlap": 8}, "overlap of 8 does not fit tiles of 8"),
+    ],
+)
 def test_bad_requests_are_refused(wrong: dict, message: str, tiny_models: Models) -> None:
     with pytest.raises(UserError, match=message):
         tiny_models("eps").sample(noise("lq", (1, 4, 8, 8)), CONTEXT[:1], **{"steps": 2, **wrong})
@@ -177,8 +196,10 @@ def test_a_model_trained_on_few_steps_samples_on_the_whole_process() -> None:
     z_lq, x = noise("lq", (1, 4, 8, 8)), noise("xT", (1, 4, 8, 8))
     context = noise("ctx", (1, 7, 32))
     few, all_of_them = (stage1(time_replace=count).eval() for count in (10, None))
-    assert torch.equal(few.sample(z_lq, context, steps=4, x_T=x, noise=draws("step")),
-                       all_of_them.sample(z_lq, context, steps=4, x_T=x, noise=draws("step")))
+    assert torch.equal(
+        few.sample(z_lq, context, steps=4, x_T=x, noise=draws("step")),
+        all_of_them.sample(z_lq, context, steps=4, x_T=x, noise=draws("step")),
+    )
 
 
 def test_sampling_from_an_intermediate_step_takes_the_steps_below_it(tiny_models: Models) -> None:
@@ -209,8 +230,17 @@ def test_each_picture_draws_noise_of_its_own() -> None:
 def test_tiles_in_batches_are_the_tiles_one_by_one(tiny_models: Models) -> None:
     z_lq = noise("lq", (2, 4, 8, 24))
     results = [
-        tiny_models("v").sample(z_lq, CONTEXT, uncond=UNCOND, guidance_scale=3.0, steps=2, noise=draws("step"),
-                                tile_size=8, tile_overlap=0, tile_batch=tile_batch)
+        tiny_models("v").sample(
+            z_lq,
+            CONTEXT,
+            uncond=UNCOND,
+            guidance_scale=3.0,
+            steps=2,
+            noise=draws("step"),
+            tile_size=8,
+            tile_overlap=0,
+            tile_batch=tile_batch,
+        )
         for tile_batch in (1, 2, 8)
     ]
     assert relative_error(results[1], results[0]) < 1e-5

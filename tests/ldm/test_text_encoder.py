@@ -64,7 +64,7 @@ def test_a_long_prompt_keeps_its_beginning_and_the_end_token(tokenizer: ClipToke
         ("A  Cat\n\tSLEEPS ", "a cat sleeps"),
         ("salt &amp;amp; pepper", "salt & pepper"),
         ("cafe\u0301", "café"),
-        ("the cat’s “hat”", "the cat's \"hat\""),
+        ("the cat’s “hat”", 'the cat\'s "hat"'),
         ("ﬁne ＡＢＣ", "fine abc"),
         ("a\x00b", "ab"),
     ],

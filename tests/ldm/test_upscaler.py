@@ -88,9 +88,14 @@ def test_alpha_and_greyness_are_kept(networks: Networks) -> None:
     assert isinstance(grey, np.ndarray) and grey.shape == (32, 32) and grey.dtype == np.uint8
 
 
-@pytest.mark.parametrize("settings", [
-    {"sampler": "ddim", "eta": 0.5}, {"start_t": 200}, {"guidance_scale": 4.0, "negative_prompt": "blurred"},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "ddim", "eta": 0.5},
+        {"start_t": 200},
+        {"guidance_scale": 4.0, "negative_prompt": "blurred"},
+    ],
+)
 def test_every_choice_of_sampling_has_an_effect(networks: Networks, settings: dict) -> None:
     assert (upscaled(networks, part(16, 16), **settings) - upscaled(networks, part(16, 16))).abs().max() > 1e-3
 
@@ -135,8 +140,10 @@ def test_a_feather_fades_over_the_overlap_and_is_flat_inside() -> None:
 
 def test_feature_wrapping_follows_its_weight(networks: Networks) -> None:
     three = {**SMALL["first_stage"], "ch_mult": [1, 1, 1]}
-    kind = {"target": "ldm.models.autoencoder.AutoencoderKL",
-            "params": {"embed_dim": 4, "ddconfig": three, "lossconfig": NO_LOSS}}
+    kind = {
+        "target": "ldm.models.autoencoder.AutoencoderKL",
+        "params": {"embed_dim": 4, "ddconfig": three, "lossconfig": NO_LOSS},
+    }
     model = stage1(first_stage_config=kind).eval().requires_grad_(False)
     cfw = fill(AutoencoderKLResi(three, NO_LOSS, 4)).eval().requires_grad_(False)
     cfw.load_state_dict(model.first_stage_model.state_dict(), strict=False)
@@ -154,8 +161,11 @@ def test_what_does_not_change_between_steps_is_computed_once(networks: Networks)
     def counted(name: str) -> object:
         return lambda *_: calls.update({name: calls[name] + 1})
 
-    parts = {"structure": model.structcond_stage_model, "unet": model.model.diffusion_model,
-             "encoder": model.first_stage_model.encoder}
+    parts = {
+        "structure": model.structcond_stage_model,
+        "unet": model.model.diffusion_model,
+        "encoder": model.first_stage_model.encoder,
+    }
     hooks = [module.register_forward_hook(counted(name)) for name, module in parts.items()]  # type: ignore[arg-type]
     upscaled(networks, part(16, 24), steps=3, tile_overlap=16, guidance_scale=2.0)  # two tiles
     for hook in hooks:
@@ -184,18 +194,21 @@ def test_half_precision_is_near(networks: Networks, precision: torch.dtype, tole
     assert 0 < (got - upscaled(networks, part(16, 16))).abs().mean() < tolerance
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"upscale": 0.5}, "--upscale is 0.5: give a number from 1 to 16"),
-    ({"steps": 0}, "--steps is 0"),
-    ({"sampler": "ddmp"}, "did you mean 'ddpm'"),
-    ({"colorfix": "adian"}, "did you mean 'adain'"),
-    ({"eta": 2}, "--eta is 2"),
-    ({"dec_w": -1}, "--dec_w is -1"),
-    ({"tile": 63}, "--tile is 63: give 64"),
-    ({"tile": "all"}, "--tile is 'all'"),
-    ({"tile_overlap": 32}, "less than the tiles' 32 pixels"),
-    ({"batch": 0}, "--batch is 0"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"upscale": 0.5}, "--upscale is 0.5: give a number from 1 to 16"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"sampler": "ddmp"}, "did you mean 'ddpm'"),
+        ({"colorfix": "adian"}, "did you mean 'adain'"),
+        ({"eta": 2}, "--eta is 2"),
+        ({"dec_w": -1}, "--dec_w is -1"),
+        ({"tile": 63}, "--tile is 63: give 64"),
+        ({"tile": "all"}, "--tile is 'all'"),
+        ({"tile_overlap": 32}, "less than the tiles' 32 pixels"),
+        ({"batch": 0}, "--batch is 0"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(networks: Networks, settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         upscaled(networks, part(8, 8), **settings)
@@ -212,8 +225,11 @@ def test_pictures_that_cannot_be_upscaled_are_refused(networks: Networks) -> Non
 
 
 def test_running_out_of_memory_is_explained_and_bugs_are_not() -> None:
-    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
-                  RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")):
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    ):
         with pytest.raises(UserError, match="not enough memory here"), explained_out_of_memory("here"):
             raise error
     with pytest.raises(RuntimeError, match="shapes"), explained_out_of_memory("here"):

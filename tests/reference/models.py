@@ -22,24 +22,34 @@ SMALL = {
     "structure": {**CONFIG["structure"], **TWO_LEVELS},
     "first_stage": {**CONFIG["first_stage"], "ch_mult": [1, 2], "num_res_blocks": 1, "resolution": 16},
 }
-SMALL_TEXT = {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
-              "params": {"arch": {"width": 32, "layers": 1, "heads": 2}, "max_length": 5}}
+SMALL_TEXT = {
+    "target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
+    "params": {"arch": {"width": 32, "layers": 1, "heads": 2}, "max_length": 5},
+}
 NO_LOSS = {"target": "torch.nn.Identity"}
 
 
 def stage1(size: str = "small", filled: bool = True, **params: Any) -> LatentDiffusionSRTextWT:
     """A model of that size with the reference weights (or its own initial ones), in training mode."""
     config = SMALL if size == "small" else CONFIG
-    model = LatentDiffusionSRTextWT(**{
-        "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL",
-                               "params": {"embed_dim": 4, "ddconfig": config["first_stage"], "lossconfig": NO_LOSS}},
-        "cond_stage_config": SMALL_TEXT if size == "small" else {"target": "torch.nn.Identity"},
-        "structcond_stage_config": {"target": "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModelWT",
-                                    "params": config["structure"]},
-        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModelDualcondV2",
-                        "params": config["unet"]},
-        **params,
-    })
+    model = LatentDiffusionSRTextWT(
+        **{
+            "first_stage_config": {
+                "target": "ldm.models.autoencoder.AutoencoderKL",
+                "params": {"embed_dim": 4, "ddconfig": config["first_stage"], "lossconfig": NO_LOSS},
+            },
+            "cond_stage_config": SMALL_TEXT if size == "small" else {"target": "torch.nn.Identity"},
+            "structcond_stage_config": {
+                "target": "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModelWT",
+                "params": config["structure"],
+            },
+            "unet_config": {
+                "target": "ldm.modules.diffusionmodules.openaimodel.UNetModelDualcondV2",
+                "params": config["unet"],
+            },
+            **params,
+        }
+    )
     if filled:
         fill(model)
         if model.model_ema is not None:
@@ -51,8 +61,12 @@ def latents(size: str = "small") -> dict[str, Tensor]:
     """Inputs of `p_losses` but for the structure: x_start, cond, noise; and z_lq."""
     side, width = (8, 32) if size == "small" else (SIDE, CONFIG["unet"]["context_dim"])
     shape = (2, 4, side, side)
-    return {"x_start": noise("gt", shape), "z_lq": noise("lq", shape), "cond": noise("ctx", (2, 7, width)),
-            "noise": noise("eps", shape)}
+    return {
+        "x_start": noise("gt", shape),
+        "z_lq": noise("lq", shape),
+        "cond": noise("ctx", (2, 7, width)),
+        "noise": noise("eps", shape),
+    }
 
 
 def losses(model: LatentDiffusionSRTextWT, t: Tensor, size: str = "small") -> tuple[Tensor, dict[str, Tensor]]:
@@ -89,6 +103,13 @@ class Pairs(pl.LightningDataModule):
 
 def trainer(folder: Path, steps: int, **params: Any) -> pl.Trainer:
     """A real Trainer on the CPU that writes nothing unless asked."""
-    defaults = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
-                "enable_model_summary": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+    }
     return pl.Trainer(default_root_dir=folder, max_steps=steps, **{**defaults, **params})

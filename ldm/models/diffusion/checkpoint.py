@@ -41,7 +41,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     path = Path(path).expanduser()
     if not path.is_file():
         where = "it is a folder" if path.is_dir() else "check the path"
-        raise UserError(f"no checkpoint at {path}: {where} (README, \"Checkpoints\", says where to get the files)")
+        raise UserError(f'no checkpoint at {path}: {where} (README, "Checkpoints", says where to get the files)')
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except Exception as error:  # a damaged file makes the readers raise nearly anything
@@ -72,8 +72,10 @@ def _read_pickle(path: Path) -> object:
         if not unknown:
             raise
         # PyTorch's own message advises to load it unsafely.
-        raise ValueError(f"it wants code to be run, which is refused ({', '.join(sorted(unknown))}); "
-                         "have its state dict saved alone, best as .safetensors") from error
+        raise ValueError(
+            f"it wants code to be run, which is refused ({', '.join(sorted(unknown))}); "
+            "have its state dict saved alone, best as .safetensors"
+        ) from error
 
 
 def take_prefix(state: StateDict, prefix: str) -> StateDict:
@@ -92,8 +94,10 @@ class LoadReport:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (f"{self.path}: {len(self.loaded)} tensors loaded; new, left as initialised: {summarise(self.new)}; "
-                f"in the file but unused: {summarise(self.unused)}")
+        return (
+            f"{self.path}: {len(self.loaded)} tensors loaded; new, left as initialised: {summarise(self.new)}; "
+            f"in the file but unused: {summarise(self.unused)}"
+        )
 
 
 def summarise(keys: Sequence[str]) -> str:
@@ -104,7 +108,9 @@ def summarise(keys: Sequence[str]) -> str:
 
 
 def load_checkpoint(
-    module: nn.Module, path: str | Path, ignore_keys: Sequence[str] = (),
+    module: nn.Module,
+    path: str | Path,
+    ignore_keys: Sequence[str] = (),
     select: Callable[[StateDict], StateDict] = lambda state: state,
     may_be_new: Mapping[str, Callable[[str], bool]] | None = None,
 ) -> LoadReport:
@@ -130,8 +136,12 @@ def load_checkpoint(
             new.update(key for key in absent if belongs(key))
     _check_missing(path, own, [key for key in absent if key not in new])
     module.load_state_dict(usable, strict=False)
-    report = LoadReport(str(path), tuple(usable), tuple(key for key in absent if key in new),
-                        tuple(key for key in state if key not in usable))
+    report = LoadReport(
+        str(path),
+        tuple(usable),
+        tuple(key for key in absent if key in new),
+        tuple(key for key in state if key not in usable),
+    )
     log.info("%s", report)
     return report
 
@@ -142,7 +152,8 @@ def _check_shapes(path: str | Path, own: StateDict, usable: StateDict) -> None:
         key = wrong[0]
         raise UserError(
             f"{path}: {key} has shape {tuple(usable[key].shape)} in the file but {tuple(own[key].shape)} in the model"
-            f"{_and_more(wrong)}; use the config that belongs to this checkpoint{_or_ignore(wrong)}")
+            f"{_and_more(wrong)}; use the config that belongs to this checkpoint{_or_ignore(wrong)}"
+        )
 
 
 def _check_missing(path: str | Path, own: StateDict, missing: list[str]) -> None:
@@ -150,7 +161,8 @@ def _check_missing(path: str | Path, own: StateDict, missing: list[str]) -> None
         key = missing[0]
         raise UserError(
             f"{path}: {key}, of shape {tuple(own[key].shape)} in the model, is not in the file{_and_more(missing)}; "
-            f"use a complete checkpoint of this model{_or_ignore(missing)}")
+            f"use a complete checkpoint of this model{_or_ignore(missing)}"
+        )
 
 
 def _and_more(keys: Sequence[str]) -> str:

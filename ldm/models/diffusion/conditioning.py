@@ -27,7 +27,9 @@ class TextConditioner:
             if prompt in self._contexts:
                 continue
             if tower is None:
-                raise UserError(f"the text tower was let go after encoding {list(self._contexts)}, so {prompt!r} "
-                                "cannot be encoded; set model.params.keep_text_encoder=true")
+                raise UserError(
+                    f"the text tower was let go after encoding {list(self._contexts)}, so {prompt!r} "
+                    "cannot be encoded; set model.params.keep_text_encoder=true"
+                )
             self._contexts[prompt] = tower([prompt])[0]
         return torch.stack([self._contexts[prompt] for prompt in prompts]).to(device)

@@ -94,26 +94,62 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     original_timesteps: Tensor
 
     def __init__(
-        self, first_stage_config: Mapping[str, Any], cond_stage_config: Mapping[str, Any],
-        structcond_stage_config: Mapping[str, Any], unet_config: Mapping[str, Any], *,
-        edge_loss_weight: float | AutoWeight = 0.0, edge_decoder_checkpoint: bool = False,
-        edge_warmup_steps: int = 0, edge_max_timestep: int | None = None, edge_min_snr: float | None = None,
-        edge_crop: int | None = None, edge_crop_by: str = "uniform", edge_target: str = "decoded",
-        edge_operator: str = "canny", edge_dilate: int = 0, edge_base_weight: float = 0.1,
-        edge_normalize: str = "none", edge_loss_type: str = "weighted_mse", edge_grad_ratio_every: int = 0,
-        ckpt_path: str | None = None, ignore_keys: Sequence[str] = (), unfrozen_diff: bool = False,
-        parameterization: str = "eps", timesteps: int = 1000, time_replace: int | None = None,
-        linear_start: float = 0.00085, linear_end: float = 0.0120, scale_factor: float = 0.18215,
-        loss_type: str = "l2", l_simple_weight: float = 1.0, original_elbo_weight: float = 0.0,
-        logvar_init: float = 0.0, prompt: str = "", keep_text_encoder: bool = False, use_ema: bool = False,
-        use_usm: bool = False, random_size: bool = False, conditioning_key: str = "crossattn",
-        cond_stage_trainable: bool = False, p2_gamma: float | None = None, p2_k: float | None = None,
-        num_timesteps_cond: int = 1, first_stage_key: str = "image", cond_stage_key: str = "caption",
-        image_size: int | None = None, channels: int = 4, monitor: str | None = None, log_every_t: int = 200,
+        self,
+        first_stage_config: Mapping[str, Any],
+        cond_stage_config: Mapping[str, Any],
+        structcond_stage_config: Mapping[str, Any],
+        unet_config: Mapping[str, Any],
+        *,
+        edge_loss_weight: float | AutoWeight = 0.0,
+        edge_decoder_checkpoint: bool = False,
+        edge_warmup_steps: int = 0,
+        edge_max_timestep: int | None = None,
+        edge_min_snr: float | None = None,
+        edge_crop: int | None = None,
+        edge_crop_by: str = "uniform",
+        edge_target: str = "decoded",
+        edge_operator: str = "canny",
+        edge_dilate: int = 0,
+        edge_base_weight: float = 0.1,
+        edge_normalize: str = "none",
+        edge_loss_type: str = "weighted_mse",
+        edge_grad_ratio_every: int = 0,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        unfrozen_diff: bool = False,
+        parameterization: str = "eps",
+        timesteps: int = 1000,
+        time_replace: int | None = None,
+        linear_start: float = 0.00085,
+        linear_end: float = 0.0120,
+        scale_factor: float = 0.18215,
+        loss_type: str = "l2",
+        l_simple_weight: float = 1.0,
+        original_elbo_weight: float = 0.0,
+        logvar_init: float = 0.0,
+        prompt: str = "",
+        keep_text_encoder: bool = False,
+        use_ema: bool = False,
+        use_usm: bool = False,
+        random_size: bool = False,
+        conditioning_key: str = "crossattn",
+        cond_stage_trainable: bool = False,
+        p2_gamma: float | None = None,
+        p2_k: float | None = None,
+        num_timesteps_cond: int = 1,
+        first_stage_key: str = "image",
+        cond_stage_key: str = "caption",
+        image_size: int | None = None,
+        channels: int = 4,
+        monitor: str | None = None,
+        log_every_t: int = 200,
     ) -> None:
         super().__init__()
-        only_supports("LatentDiffusionSRTextWT", locals(), {
-            "conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None})
+        only_supports(
+            "LatentDiffusionSRTextWT",
+            locals(),
+            {"conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None},
+        )
         objective.check_parameterization(parameterization)
         checks.number("model.params.scale_factor", scale_factor, 1e-6)
         checks.interval("model.params.[linear_start, linear_end]", (linear_start, linear_end), 1e-8, 0.999)
@@ -121,8 +157,20 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         time_replace = timesteps if time_replace is None else time_replace
         checks.whole_number("model.params.time_replace", time_replace, 2, timesteps)
         options = EdgeOptions(
-            edge_loss_weight, edge_warmup_steps, edge_max_timestep, edge_min_snr, edge_crop, edge_crop_by, edge_target,
-            edge_operator, edge_dilate, edge_base_weight, edge_normalize, edge_loss_type, edge_grad_ratio_every)
+            edge_loss_weight,
+            edge_warmup_steps,
+            edge_max_timestep,
+            edge_min_snr,
+            edge_crop,
+            edge_crop_by,
+            edge_target,
+            edge_operator,
+            edge_dilate,
+            edge_base_weight,
+            edge_normalize,
+            edge_loss_type,
+            edge_grad_ratio_every,
+        )
         self.edge_loss_weight = options.fixed_weight
         self.edge_balance = None if options.fraction is None else GradientBalance(options.fraction)
         self.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
@@ -131,7 +179,8 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         self.prompt = prompt
         self.keep_text_encoder = keep_text_encoder
         self.training_loss = TrainingLoss(
-            parameterization, loss_type, l_simple_weight, original_elbo_weight, logvar_init)
+            parameterization, loss_type, l_simple_weight, original_elbo_weight, logvar_init
+        )
         self.text = TextConditioner()
         self._released_text_tower: StateDict = {}
 
@@ -254,12 +303,15 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
         structure = self.structcond_stage_model(latents.z_lq, t_original)
         return self.p_losses(
-            latents.z_gt, self.context(len(pair)), structure, t, t_original, noise, gt_pm1=pair.gt_pm1, rng=rng)
+            latents.z_gt, self.context(len(pair)), structure, t, t_original, noise, gt_pm1=pair.gt_pm1, rng=rng
+        )
 
     def encode(self, pair: Pair, rng: torch.Generator) -> Latents:
         """Pixels to scaled latents, without gradient."""
-        z_gt, z_lq = (first_stage.encode(self.first_stage_model, image, self.scale_factor, rng)
-                      for image in (pair.gt_pm1, pair.lq_pm1))
+        z_gt, z_lq = (
+            first_stage.encode(self.first_stage_model, image, self.scale_factor, rng)
+            for image in (pair.gt_pm1, pair.lq_pm1)
+        )
         return Latents(z_gt, z_lq)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -270,9 +322,17 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         """The training prompt's context for a batch: (B, L, context_dim)."""
         return self.text(self.cond_stage_model, [self.prompt] * batch_size, self.device)
 
-    def p_losses(self, x_start: Tensor, cond: Tensor, struct_cond: Mapping[str, Tensor], t: Tensor, t_ori: Tensor,
-                 noise: Tensor | None = None, gt_pm1: Tensor | None = None,
-                 rng: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def p_losses(
+        self,
+        x_start: Tensor,
+        cond: Tensor,
+        struct_cond: Mapping[str, Tensor],
+        t: Tensor,
+        t_ori: Tensor,
+        noise: Tensor | None = None,
+        gt_pm1: Tensor | None = None,
+        rng: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Noise x_start to step t, predict, and compare.
 
         x_start (B, 4, h, w) scaled latents; cond (B, L, context_dim); t (B,) steps of the schedule, t_ori the same in
@@ -285,8 +345,17 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         output = self.model.diffusion_model(x_t, t_ori, cond, struct_cond)
         edge = None
         if self.training and self.edge_loss_weight > 0:
-            edge = EdgeTerm(self.edge_loss_weight, self.edge_loss, self.decode, t_ori, len(self.betas_of_process),
-                            self.global_step, self.edge_balance, gt_pm1, rng)
+            edge = EdgeTerm(
+                self.edge_loss_weight,
+                self.edge_loss,
+                self.decode,
+                t_ori,
+                len(self.betas_of_process),
+                self.global_step,
+                self.edge_balance,
+                gt_pm1,
+                rng,
+            )
         report = self.training_loss(self.schedule, self.lvlb_weights, output, x_start, x_t, noise, t, edge)
         split = "train" if self.training else "val"
         return report.total, {f"{split}/{name}": value for name, value in report.parts.items()}
@@ -317,8 +386,10 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         steps = [len(self.original_timesteps) * eighth // 8 for eighth in (1, 3, 5, 7)]
         with self.ema_scope():
             terms = [self.edge_loss(self.decode(self.predict_x0(latents, step, rng)), gt_pm1) for step in steps]
-        return {"loss_edge": float(torch.stack([term.loss for term in terms]).mean()),
-                "edge_map_mse": float(torch.stack([term.edge_map_mse for term in terms]).mean())}
+        return {
+            "loss_edge": float(torch.stack([term.loss for term in terms]).mean()),
+            "edge_map_mse": float(torch.stack([term.edge_map_mse for term in terms]).mean()),
+        }
 
     @torch.no_grad()
     def log_images(self, pair: Pair, n: int = 4, steps: int = 20) -> dict[str, Tensor]:
@@ -347,10 +418,24 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         return lambda shape: torch.randn(shape, generator=rng, device=self.device)
 
     @torch.no_grad()
-    def sample(self, z_lq: Tensor, context: Tensor, *, steps: int = 200, sampler: str = "ddpm", eta: float = 0.0,
-               guidance_scale: float = 1.0, uncond: Tensor | None = None, x_T: Tensor | None = None,  # noqa: N803
-               noise: Noise | None = None, start_t: int | None = None, tile_size: int | None = None,
-               tile_overlap: int = 32, tile_batch: int = 1, progress: Progress = iter) -> Tensor:
+    def sample(
+        self,
+        z_lq: Tensor,
+        context: Tensor,
+        *,
+        steps: int = 200,
+        sampler: str = "ddpm",
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        uncond: Tensor | None = None,
+        x_T: Tensor | None = None,
+        noise: Noise | None = None,
+        start_t: int | None = None,
+        tile_size: int | None = None,
+        tile_overlap: int = 32,
+        tile_batch: int = 1,
+        progress: Progress = iter,
+    ) -> Tensor:
         """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
 
         context, uncond, guidance_scale: see `steered`. noise: shape -> the noise of each step.

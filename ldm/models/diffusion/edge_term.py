@@ -30,8 +30,9 @@ class EdgeTerm:
     gt_pm1: Tensor | None = None  # the true pictures (B, 3, f h, f w), where an option asks for them
     rng: torch.Generator | None = None  # draws the windows
 
-    def added_to(self, main: Tensor, kind: str, schedule: Schedule, output: Tensor, x_start: Tensor, x_t: Tensor,
-                 t: Tensor) -> tuple[Tensor, Parts]:
+    def added_to(
+        self, main: Tensor, kind: str, schedule: Schedule, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor
+    ) -> tuple[Tensor, Parts]:
         """The main loss plus w loss_edge, and what there is to log. Without active samples nothing is decoded."""
         options = self.loss.options
         active = options.passes(self.t_original, schedule.alphas_cumprod[t])
@@ -57,8 +58,9 @@ class EdgeTerm:
             parts["edge_share"] = weight * loss / total
         return total, parts
 
-    def _loss(self, kind: str, schedule: Schedule, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor,
-              active: Tensor) -> tuple[Tensor, Parts]:
+    def _loss(
+        self, kind: str, schedule: Schedule, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, active: Tensor
+    ) -> tuple[Tensor, Parts]:
         """loss_edge over the active samples, and its parts; 0, connected to the output, and no parts without any."""
         gt_pm1, t_original = self.gt_pm1, self.t_original
         if self.loss.options.gated:
@@ -95,8 +97,10 @@ class EdgeTerm:
         if options.target == "pixels" and windows is not None:
             truth_pm1 = windows.cut(truth_pm1, pred_pm1.shape[-1] // windows.side)
         if pred_pm1.shape != truth_pm1.shape:
-            raise UserError(f"model.params.edge_target is 'pixels' and the true pictures are {_size(truth_pm1)} where "
-                            f"decoded ones are {_size(pred_pm1)}: use frames that are multiples of the autoencoder's f")
+            raise UserError(
+                f"model.params.edge_target is 'pixels' and the true pictures are {_size(truth_pm1)} where "
+                f"decoded ones are {_size(pred_pm1)}: use frames that are multiples of the autoencoder's f"
+            )
         return pred_pm1, truth_pm1, None if windows is None else windows.importance
 
 

@@ -7,8 +7,9 @@ from ldm.models.autoencoder import AutoencoderKL
 
 
 @torch.no_grad()
-def encode(first_stage: AutoencoderKL, image_pm1: Tensor, scale_factor: float,
-           rng: torch.Generator | None = None) -> Tensor:
+def encode(
+    first_stage: AutoencoderKL, image_pm1: Tensor, scale_factor: float, rng: torch.Generator | None = None
+) -> Tensor:
     """Picture (B, 3, H, W) in [-1, 1] -> a sample of its posterior, scaled: (B, 4, H/f, W/f). No gradient is kept."""
     return scale_factor * first_stage.encode(image_pm1).sample(rng)
 

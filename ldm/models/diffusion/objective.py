@@ -27,8 +27,10 @@ def target(kind: str, schedule: Schedule, x_start: Tensor, noise: Tensor, t: Ten
         return noise
     if kind == "x0":
         return x_start
-    return at(schedule.sqrt_alphas_cumprod, t, noise) * noise \
+    return (
+        at(schedule.sqrt_alphas_cumprod, t, noise) * noise
         - at(schedule.sqrt_one_minus_alphas_cumprod, t, noise) * x_start
+    )
 
 
 def x0_from_output(kind: str, schedule: Schedule, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -38,8 +40,10 @@ def x0_from_output(kind: str, schedule: Schedule, output: Tensor, x_t: Tensor, t
     v: sqrt(abar) x_t - sqrt(1 - abar) v (Salimans & Ho 2022, appendix D).
     """
     if kind == "eps":
-        return at(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t \
+        return (
+            at(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
             - at(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * output
+        )
     if kind == "x0":
         return output
     return at(schedule.sqrt_alphas_cumprod, t, x_t) * x_t - at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * output
@@ -50,8 +54,9 @@ def eps_from_output(kind: str, schedule: Schedule, output: Tensor, x_t: Tensor, 
     if kind == "eps":
         return output
     if kind == "x0":
-        return (at(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t - output) \
-            / at(schedule.sqrt_recipm1_alphas_cumprod, t, x_t)
+        return (at(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t - output) / at(
+            schedule.sqrt_recipm1_alphas_cumprod, t, x_t
+        )
     return at(schedule.sqrt_alphas_cumprod, t, x_t) * output + at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t
 
 

@@ -23,11 +23,13 @@ def noise_of_pictures(generators: Sequence[torch.Generator], device: torch.devic
     Drawn where the generators are, on the CPU as a rule, so that a seed means the same on every device.
     """
     return lambda shape: torch.stack(
-        [torch.randn(shape[1:], generator=rng, device=rng.device) for rng in generators]).to(device)
+        [torch.randn(shape[1:], generator=rng, device=rng.device) for rng in generators]
+    ).to(device)
 
 
-def steered(unet: nn.Module, structure_encoder: nn.Module, context: Tensor, uncond: Tensor | None,
-            guidance_scale: float) -> StructuredDenoiser:
+def steered(
+    unet: nn.Module, structure_encoder: nn.Module, context: Tensor, uncond: Tensor | None, guidance_scale: float
+) -> StructuredDenoiser:
     """A denoiser of the U-Net, in the precision of its weights, steered by text and by the structure of the LQ latent.
 
     context, uncond: (B, L, context_dim), to go towards and, with `guidance_scale` s other than 1, away from:
@@ -73,8 +75,15 @@ def noised_to_the_end(z_lq: Tensor, betas: np.ndarray, noise: Noise) -> Tensor:
 
 
 @torch.no_grad()
-def sample_ddpm(denoise: Denoiser, x_T: Tensor, betas: np.ndarray, kind: str, steps: int, noise: Noise,  # noqa: N803
-                progress: Progress = iter) -> Tensor:
+def sample_ddpm(
+    denoise: Denoiser,
+    x_T: Tensor,
+    betas: np.ndarray,
+    kind: str,
+    steps: int,
+    noise: Noise,
+    progress: Progress = iter,
+) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2) over `steps` evenly spaced steps of the process `betas`.
 
     x_T (B, 4, h, w) is where to start, at the last step; returns x_0. The denoiser is told the original timesteps.
@@ -93,8 +102,16 @@ def sample_ddpm(denoise: Denoiser, x_T: Tensor, betas: np.ndarray, kind: str, st
 
 
 @torch.no_grad()
-def sample_ddim(denoise: Denoiser, x_T: Tensor, betas: np.ndarray, kind: str, steps: int, noise: Noise,  # noqa: N803
-                eta: float = 0.0, progress: Progress = iter) -> Tensor:
+def sample_ddim(
+    denoise: Denoiser,
+    x_T: Tensor,
+    betas: np.ndarray,
+    kind: str,
+    steps: int,
+    noise: Noise,
+    eta: float = 0.0,
+    progress: Progress = iter,
+) -> Tensor:
     """DDIM (Song et al. 2021, equation 12) with a uniform stride of T // steps, counted from step 0.
 
     eta 0 is deterministic, eta 1 as noisy as ancestral sampling. x_T and the result are (B, 4, h, w).

@@ -70,8 +70,10 @@ class Schedule:
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t of q(x_t | x_0) for the given standard-normal noise."""
-        return (at(self.sqrt_alphas_cumprod, t, x_start) * x_start
-                + at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise)
+        return (
+            at(self.sqrt_alphas_cumprod, t, x_start) * x_start
+            + at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
+        )
 
     def posterior_mean(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Mean of q(x_{t-1} | x_t, x_0)."""

@@ -43,10 +43,12 @@ def tile_windows(size: Sequence[int], tile: int, overlap: int) -> list[tuple[sli
     Raises UserError unless 0 <= overlap < tile.
     """
     if not 0 <= overlap < tile:
-        raise UserError(f"a tile overlap of {overlap} does not fit tiles of {tile} latent cells; choose 0 to "
-                        f"{tile - 1}")
-    rows, columns = ([slice(start, start + min(tile, side)) for start in tile_starts(side, tile, overlap)]
-                     for side in size)
+        raise UserError(
+            f"a tile overlap of {overlap} does not fit tiles of {tile} latent cells; choose 0 to {tile - 1}"
+        )
+    rows, columns = (
+        [slice(start, start + min(tile, side)) for start in tile_starts(side, tile, overlap)] for side in size
+    )
     return [(row, column) for row in rows for column in columns]
 
 

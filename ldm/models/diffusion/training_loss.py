@@ -39,8 +39,17 @@ class TrainingLoss:
         if self.loss_type not in ("l1", "l2"):
             raise UserError(f"model.params.loss_type is {self.loss_type!r}; choose l2 (published) or l1")
 
-    def __call__(self, schedule: Schedule, vlb_weights: Tensor, output: Tensor, x_start: Tensor, x_t: Tensor,
-                 noise: Tensor, t: Tensor, edge: EdgeTerm | None) -> LossReport:
+    def __call__(
+        self,
+        schedule: Schedule,
+        vlb_weights: Tensor,
+        output: Tensor,
+        x_start: Tensor,
+        x_t: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        edge: EdgeTerm | None,
+    ) -> LossReport:
         """All latents (B, 4, h, w), t (B,) in the schedule's own steps. Without `edge` nothing is decoded."""
         difference = output - objective.target(self.parameterization, schedule, x_start, noise, t)
         error = difference.abs() if self.loss_type == "l1" else difference.square()

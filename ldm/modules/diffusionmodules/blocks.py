@@ -19,11 +19,15 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, emb_channels: int, out_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            group_norm(channels, NORM_EPS), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+            group_norm(channels, NORM_EPS), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
-            group_norm(out_channels, NORM_EPS), nn.SiLU(), nn.Dropout(dropout),
-            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
+            group_norm(out_channels, NORM_EPS),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -38,7 +42,12 @@ class ResBlockDual(ResBlock):
     """A residual block whose branch passes through SPADE before it is added (StableSR, section 3.1)."""
 
     def __init__(
-        self, channels: int, emb_channels: int, out_channels: int, semb_channels: int, dropout: float = 0.0,
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int,
+        semb_channels: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(channels, emb_channels, out_channels, dropout)
         self.spade = SPADE(out_channels, semb_channels)
@@ -90,8 +99,13 @@ class AttentionBlock(nn.Module):
 class StageSequential(nn.Sequential):
     """Layers run one after the other, each given those of the conditions that its type takes."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None,  # type: ignore[override]
-                struct_cond: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Tensor | None = None,
+        struct_cond: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlockDual):
                 x = layer(x, emb, struct_cond)

@@ -55,7 +55,11 @@ class ResnetBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, dropout: float = 0.0, shortcut: str = "nin_shortcut",
+        self,
+        in_channels: int,
+        out_channels: int,
+        dropout: float = 0.0,
+        shortcut: str = "nin_shortcut",
     ) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels, NORM_EPS)

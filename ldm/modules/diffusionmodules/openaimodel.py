@@ -25,22 +25,30 @@ from ldm.modules.diffusionmodules.blocks import (
 )
 from ldm.modules.diffusionmodules.util import group_norm, only_supports, regroup, timestep_embedding, zero_init
 
-ONLY_SUPPORTED = {"conv_resample": True, "dims": 2, "use_scale_shift_norm": False, "resblock_updown": False,
-                  "use_new_attention_order": False}
+ONLY_SUPPORTED = {
+    "conv_resample": True,
+    "dims": 2,
+    "use_scale_shift_norm": False,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+}
 
 
 def time_embedding(model_channels: int) -> nn.Sequential:
     """Two layers from sinusoids of width C to the 4 C wide embedding that residual blocks take."""
     return nn.Sequential(
-        nn.Linear(model_channels, 4 * model_channels), nn.SiLU(), nn.Linear(4 * model_channels, 4 * model_channels))
+        nn.Linear(model_channels, 4 * model_channels), nn.SiLU(), nn.Linear(4 * model_channels, 4 * model_channels)
+    )
 
 
 def head_count(channels: int, num_heads: int, num_head_channels: int) -> int:
     """Heads of an attention layer: a fixed count, or one per `num_head_channels` channels where that is not -1."""
     heads = num_heads if num_head_channels == -1 else channels // num_head_channels
     if heads < 1 or channels % heads:
-        raise UserError(f"{channels} channels cannot be split into heads by num_heads: {num_heads}, "
-                        f"num_head_channels: {num_head_channels}")
+        raise UserError(
+            f"{channels} channels cannot be split into heads by num_heads: {num_heads}, "
+            f"num_head_channels: {num_head_channels}"
+        )
     return heads
 
 
@@ -60,13 +68,31 @@ class UNetModelDualcondV2(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, model_channels: int, attention_resolutions: Sequence[int],
-        num_res_blocks: int, context_dim: int, channel_mult: Sequence[int] = (1, 2, 4, 4), num_heads: int = -1,
-        num_head_channels: int = -1, transformer_depth: int = 1, use_linear_in_transformer: bool = False,
-        semb_channels: int = 256, dropout: float = 0.0, use_checkpoint: bool = False,
-        use_spatial_transformer: bool = True, conv_resample: bool = True, dims: int = 2,
-        use_scale_shift_norm: bool = False, resblock_updown: bool = False, use_new_attention_order: bool = False,
-        image_size: int | None = None, legacy: bool = False, num_heads_upsample: int = -1, use_fp16: bool = False,
+        self,
+        in_channels: int,
+        out_channels: int,
+        model_channels: int,
+        attention_resolutions: Sequence[int],
+        num_res_blocks: int,
+        context_dim: int,
+        channel_mult: Sequence[int] = (1, 2, 4, 4),
+        num_heads: int = -1,
+        num_head_channels: int = -1,
+        transformer_depth: int = 1,
+        use_linear_in_transformer: bool = False,
+        semb_channels: int = 256,
+        dropout: float = 0.0,
+        use_checkpoint: bool = False,
+        use_spatial_transformer: bool = True,
+        conv_resample: bool = True,
+        dims: int = 2,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        image_size: int | None = None,
+        legacy: bool = False,
+        num_heads_upsample: int = -1,
+        use_fp16: bool = False,
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
@@ -81,8 +107,11 @@ class UNetModelDualcondV2(nn.Module):
             layers: list[nn.Module] = [ResBlockDual(width, emb, out, semb_channels, dropout)]
             if attend:
                 heads = head_count(out, num_heads, num_head_channels)
-                layers.append(SpatialTransformer(
-                    out, heads, out // heads, transformer_depth, context_dim, use_linear_in_transformer))
+                layers.append(
+                    SpatialTransformer(
+                        out, heads, out // heads, transformer_depth, context_dim, use_linear_in_transformer
+                    )
+                )
             return StageSequential(*layers)
 
         width, skips, downsampling = model_channels, [model_channels], 1
@@ -98,7 +127,8 @@ class UNetModelDualcondV2(nn.Module):
                 downsampling *= 2
 
         self.middle_block = StageSequential(
-            *stage(width, width, True), ResBlockDual(width, emb, width, semb_channels, dropout))
+            *stage(width, width, True), ResBlockDual(width, emb, width, semb_channels, dropout)
+        )
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
@@ -111,7 +141,8 @@ class UNetModelDualcondV2(nn.Module):
                 self.output_blocks.append(block)
 
         self.out = nn.Sequential(
-            group_norm(width, NORM_EPS), nn.SiLU(), zero_init(nn.Conv2d(width, out_channels, 3, padding=1)))
+            group_norm(width, NORM_EPS), nn.SiLU(), zero_init(nn.Conv2d(width, out_channels, 3, padding=1))
+        )
         regroup(self, norm_groups)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, struct_cond: Mapping[str, Tensor]) -> Tensor:
@@ -120,7 +151,8 @@ class UNetModelDualcondV2(nn.Module):
             raise UserError(
                 f"the U-Net takes latents whose sides are multiples of {self.downsampling}, these have {height} x "
                 f"{width} cells: choose gt_size and crop_size to be multiples of {self.downsampling} cells' pixels "
-                "(of 64 for published models)")
+                "(of 64 for published models)"
+            )
         run = partial(run_stage, self.use_checkpoint)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         h, skips = x, []
@@ -141,12 +173,26 @@ class EncoderUNetModelWT(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, model_channels: int, out_channels: int, num_res_blocks: int,
-        attention_resolutions: Sequence[int], dropout: float = 0.0, channel_mult: Sequence[int] = (1, 1, 2, 2),
-        num_heads: int = 4, num_head_channels: int = -1, use_checkpoint: bool = False, conv_resample: bool = True,
-        dims: int = 2, use_scale_shift_norm: bool = False, resblock_updown: bool = False,
-        use_new_attention_order: bool = False, image_size: int | None = None, use_fp16: bool = False,
-        num_heads_upsample: int = -1, norm_groups: int = 32,
+        self,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 1, 2, 2),
+        num_heads: int = 4,
+        num_head_channels: int = -1,
+        use_checkpoint: bool = False,
+        conv_resample: bool = True,
+        dims: int = 2,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        image_size: int | None = None,
+        use_fp16: bool = False,
+        num_heads_upsample: int = -1,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         only_supports("EncoderUNetModelWT", locals(), ONLY_SUPPORTED)
@@ -174,7 +220,8 @@ class EncoderUNetModelWT(nn.Module):
         feature_widths.append(width)
 
         self.middle_block = StageSequential(
-            ResBlock(width, emb, width, dropout), attention(width), ResBlock(width, emb, width, dropout))
+            ResBlock(width, emb, width, dropout), attention(width), ResBlock(width, emb, width, dropout)
+        )
         self.fea_tran = nn.ModuleList(ResBlock(w, emb, out_channels, dropout) for w in feature_widths)
         regroup(self, norm_groups)
 

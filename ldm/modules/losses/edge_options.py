@@ -85,8 +85,13 @@ class EdgeOptions:
         at = "model.params.edge_"
         if not isinstance(self.loss_weight, str):
             checks.number(f"{at}loss_weight", self.loss_weight, 0)
-        for name, valid in (("crop_by", CROP_BY), ("target", TARGETS), ("operator", OPERATORS),
-                            ("normalize", NORMALIZE), ("loss_type", LOSS_TYPES)):
+        for name, valid in (
+            ("crop_by", CROP_BY),
+            ("target", TARGETS),
+            ("operator", OPERATORS),
+            ("normalize", NORMALIZE),
+            ("loss_type", LOSS_TYPES),
+        ):
             if getattr(self, name) not in valid:
                 raise checks.unknown(f"{at}{name}:", str(getattr(self, name)), valid)
         checks.number(f"{at}base_weight", self.base_weight, 0)
@@ -137,5 +142,7 @@ class EdgeOptions:
         """Raise UserError where not one step of a process, given as to `passes`, would have an edge loss."""
         if self.gated and not self.passes(t_original, abar).any():
             best = float((abar / (1 - abar)).max())
-            raise UserError(f"model.params.edge_max_timestep {self.max_timestep} and edge_min_snr {self.min_snr} leave "
-                            f"no step with an edge loss; the least noisy has SNR {best:.4g}")
+            raise UserError(
+                f"model.params.edge_max_timestep {self.max_timestep} and edge_min_snr {self.min_snr} leave "
+                f"no step with an edge loss; the least noisy has SNR {best:.4g}"
+            )

@@ -23,8 +23,12 @@ class Windows:
     def cut(self, images: Tensor, pixels: int = 1) -> Tensor:
         """The windows of latents (B, C, h, w), or of pictures of `pixels` pixels a cell: (B, C, side, side)."""
         side = self.side * pixels
-        return torch.stack([image[:, top * pixels : top * pixels + side, left * pixels : left * pixels + side]
-                            for image, (top, left) in zip(images, self.corners, strict=True)])
+        return torch.stack(
+            [
+                image[:, top * pixels : top * pixels + side, left * pixels : left * pixels + side]
+                for image, (top, left) in zip(images, self.corners, strict=True)
+            ]
+        )
 
 
 def draw_uniform(latents: Tensor, side: int, rng: torch.Generator | None = None) -> Windows:
@@ -58,8 +62,10 @@ def draw_by_edges(latents: Tensor, edges: Tensor, side: int, rng: torch.Generato
 def _places(latents: Tensor, side: int) -> tuple[int, int]:
     height, width = latents.shape[-2:]
     if side > min(height, width):
-        raise UserError(f"model.params.edge_crop is {side} cells and the latents are {height} x {width}: "
-                        f"give at most {min(height, width)}, or null for the whole frame")
+        raise UserError(
+            f"model.params.edge_crop is {side} cells and the latents are {height} x {width}: "
+            f"give at most {min(height, width)}, or null for the whole frame"
+        )
     return height - side + 1, width - side + 1
 
 

@@ -16,8 +16,9 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         self.kl_weight = kl_weight
 
-    def forward(self, image_pm1: Tensor, decoded_pm1: Tensor,
-                posterior: DiagonalGaussianDistribution) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, image_pm1: Tensor, decoded_pm1: Tensor, posterior: DiagonalGaussianDistribution
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Pictures (B, 3, H, W) in [-1, 1]; returns the loss and, for the log, its parts and the PSNR in dB."""
         difference = image_pm1 - decoded_pm1
         mse = difference.square().mean()
@@ -26,5 +27,6 @@ class ReconstructionLoss(nn.Module):
         clamped = (image_pm1 - decoded_pm1.clamp(-1, 1)).square().mean()
         # Peak to peak is 2 in [-1, 1].
         psnr = 10 * (4 / clamped).log10()
-        return loss, {name: value.detach() for name, value in
-                      {"loss": loss, "mse": mse, "kl": kl, "psnr": psnr}.items()}
+        return loss, {
+            name: value.detach() for name, value in {"loss": loss, "mse": mse, "kl": kl, "psnr": psnr}.items()
+        }
