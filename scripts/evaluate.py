@@ -34,7 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="default: ddpm")
     add("--seed", type=int, default=23, help="of noise and degradation (default: 23)")
     add("--border", type=int, help="pixels to cut off before measuring (default: the scale factor)")
-    add("--lpips", action="store_true", help="measure LPIPS too; needs pip install 'stablesr-edge[lpips]'")
+    add("--lpips", action="store_true", help="measure LPIPS too, on AlexNet; needs its weights, a file")
     add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
     add("--out", type=some_path, required=True, metavar="FOLDER", help="the report, new or to go on with")
     add("--watch", action="store_true", help="go on with new checkpoints until the runs have ended")
