@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from basicsr.utils.errors import UserError, closest, did_you_mean
+from ldm.published import TARGETS
 
 
 def get_obj_from_str(path: str) -> Any:
@@ -15,6 +16,7 @@ def get_obj_from_str(path: str) -> Any:
     Raises:
         UserError: there is no such module, or nothing of that name in it.
     """
+    path = TARGETS.get(path, path)
     module_name, _, name = str(path).rpartition(".")
     if not module_name:
         raise UserError(f"target {path!r} is not a dotted name such as ldm.models.autoencoder.AutoencoderKL")

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
+from basicsr.data.latent_pair import LatentPair
 from basicsr.data.pair_pool import Pair, PairPool
 from basicsr.data.transforms import random_crop_pair
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
+from basicsr.utils.ranges import to_pm1
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.data.sampler import TrainingSampler
 from ldm.util import instantiate_from_config
@@ -74,15 +76,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
             raise UserError(f"data.params.batch_size is {batch_size}: it must be at least 1")
         if num_workers is not None:
             checks.whole_number("data.params.num_workers", num_workers, 0)
-        if degradation is None:
-            raise UserError("the config has no `degradation:` block: low-quality pictures cannot be made without one")
         self.batch_size = batch_size
         self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
         self.random_size = random_size
         self.seed = seed
         self.datasets: dict[str, Dataset] = {}
         self._configs = {"train": train, "validation": validation or test}
-        self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm))
+        self._pipeline: DegradationPipeline | None = None
+        if degradation is not None:
+            self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm))
         self._queue_size = queue_size
         self._pool: PairPool | None = None
         self._saved_pool: dict[str, Any] | None = None
@@ -170,6 +172,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
     @torch.no_grad()
     def _degrade(self, batch: Batch, purpose: str) -> Pair:
         gt_01: Tensor = batch["gt"]
+        if "latent" in batch:
+            lq_pm1, gt_pm1, sample_pm1 = (to_pm1(batch[key]) for key in ("lq", "gt", "sample"))
+            return LatentPair(lq_pm1, gt_pm1, tuple(batch["gt_path"]), batch["latent"], sample_pm1)
+        if self._pipeline is None:
+            raise UserError("the config has no `degradation:` block: low-quality pictures cannot be made without one")
         rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
         lq_01, gt_01 = self._pipeline(gt_01, batch["kernel1"], batch["kernel2"], batch["sinc_kernel"], rng)
         return Pair(lq_01.clamp(0, 1) * 2 - 1, gt_01 * 2 - 1, tuple(batch["gt_path"]))

@@ -127,9 +127,8 @@ class Upscaler:
                 self.networks.device,
                 self.tile,
                 self.overlap,
+                self.settings.dec_w,
             )
-            if self.networks.cfw is not None:
-                self.networks.cfw.decoder.fusion_w = self.settings.dec_w
             large = [self.enlarged(picture) for picture in pictures]
             lq_pm1 = [_padded(picture, (height, width)) for picture in large]
             z_lq = torch.cat([vae.encode(image, rng, watch) for image, rng in zip(lq_pm1, rngs, strict=True)])

@@ -41,7 +41,7 @@ class TiledAutoencoder:
     Tiles overlap, and neighbours fade into each other over the whole overlap. Nothing but the canvases grows with the
     picture, so that none has to be split in pixels first.
 
-    cfw: decodes with the features that its encoder sees in the LQ picture, where it is given.
+    cfw: decodes with the features that its encoder sees in the LQ picture, weighted by `cfw_w`, where it is given.
     tile, overlap: in latent cells; no tile means the whole picture at once.
     """
 
@@ -51,6 +51,7 @@ class TiledAutoencoder:
     device: torch.device
     tile: int | None
     overlap: int
+    cfw_w: float = 1.0
 
     def encode(self, image_pm1: Tensor, rng: torch.Generator, watch: Watch = unwatched) -> Tensor:
         """(1, 3, H, W) -> a sample of the posterior, scaled: (1, 4, H / f, W / f). The tiles' moments are blended."""
@@ -74,7 +75,7 @@ class TiledAutoencoder:
                 return self.first_stage.decode(cells)
             # Encoded again tile by tile: a canvas of features would be a hundred times the picture.
             _, features = self.cfw.encode(lq_pm1[(..., *_scaled(window, f))].to(self.device))
-            return self.cfw.decode(cells, features)
+            return self.cfw.decode(cells, features, self.cfw_w)
 
         return self._blend(pixels, (z.shape[-2], z.shape[-1]), f, lambda parts: watch("decoding", parts))
 

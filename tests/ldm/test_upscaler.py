@@ -1,4 +1,6 @@
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -138,7 +140,9 @@ def test_a_feather_fades_over_the_overlap_and_is_flat_inside() -> None:
     assert torch.allclose(weights[6, :4] + weights[6, -4:], torch.ones(4))  # neighbours sum to 1
 
 
-def test_feature_wrapping_follows_its_weight(networks: Networks) -> None:
+@pytest.fixture(scope="module")
+def wrapped(networks: Networks) -> Networks:
+    """A model whose autoencoder has three levels, with a CFW decoder."""
     three = {**SMALL["first_stage"], "ch_mult": [1, 1, 1]}
     kind = {
         "target": "ldm.models.autoencoder.AutoencoderKL",
@@ -147,12 +151,33 @@ def test_feature_wrapping_follows_its_weight(networks: Networks) -> None:
     model = stage1(first_stage_config=kind).eval().requires_grad_(False)
     cfw = fill(AutoencoderKLResi(three, NO_LOSS, 4)).eval().requires_grad_(False)
     cfw.load_state_dict(model.first_stage_model.state_dict(), strict=False)
-    plain, wrapped = Networks(model, None, FRAME, networks.device), Networks(model, cfw, FRAME, networks.device)
-    small = part(24, 20)
+    return Networks(model, cfw, FRAME, networks.device)
+
+
+def test_feature_wrapping_follows_its_weight(wrapped: Networks) -> None:
+    plain, small = replace(wrapped, cfw=None), part(24, 20)
     assert plain.multiple == 8  # f is 4 here
     assert torch.equal(upscaled(wrapped, small, dec_w=0.0), upscaled(plain, small))
     results = [upscaled(wrapped, small, dec_w=w) for w in (0.0, 0.5, 1.0)]
     assert relative_error(results[1], results[0]) > 1e-3 and relative_error(results[2], results[1]) > 1e-3
+
+
+def test_threads_that_share_networks_keep_their_own_weight_of_features(wrapped: Networks) -> None:
+    small, weights = part(24, 20), (0.0, 0.5, 1.0)
+    alone = [upscaled(wrapped, small, dec_w=w) for w in weights]
+    together = threading.Barrier(len(weights), timeout=60)
+    waited = threading.local()
+
+    def meet(*_: object) -> None:
+        # The upscales meet once, before any of them decodes: whatever they set before on the networks, the last one won.
+        if not getattr(waited, "done", False):
+            waited.done = True
+            together.wait()
+
+    with wrapped.model.model.diffusion_model.register_forward_pre_hook(meet), ThreadPoolExecutor(len(weights)) as pool:
+        results = list(pool.map(lambda w: upscaled(wrapped, small, dec_w=w), weights))
+    for result, expected in zip(results, alone, strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_what_does_not_change_between_steps_is_computed_once(networks: Networks) -> None:
