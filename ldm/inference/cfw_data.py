@@ -110,16 +110,18 @@ class Degraded(Dataset[Frames | str]):
 
     Raises:
         UserError: a config that lacks what training needs, or whose data set degrades in a way of its own.
+
+    `folder` holds pictures, of whatever jobs.
     """
 
-    def __init__(self, jobs: Sequence[Job], config: Config, seed: int) -> None:
+    def __init__(self, jobs: Sequence[Job], config: Config, folder: str, seed: int) -> None:
         self.jobs, self.seed = jobs, seed
         options = config.get("degradation")
         if options is None:
             raise UserError("the config has no `degradation:` block: give the one that the checkpoint was trained with")
         use_usm, sf = config.get("model.params.use_usm", False), config.get("sf", 4)
         self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(options, sf=sf, use_usm=use_usm))
-        self._recipe = _training_set(config, jobs[0].picture.parent)
+        self._recipe = _training_set(config, folder)
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -183,7 +185,9 @@ class Maker:
     def _sampled(self, jobs: Sequence[Job], lq_01: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> latents (B, 4, H/f, W/f) and their pictures in [0, 1], on the CPU."""
         model, device = self.networks.model, self.networks.device
-        noise = noise_of_pictures([torch_rng("cpu", "cfw sample", self.sampling.seed, job.name) for job in jobs], device)
+        noise = noise_of_pictures(
+            [torch_rng("cpu", "cfw sample", self.sampling.seed, job.name) for job in jobs], device
+        )
         posterior = model.first_stage_model.encode(to_pm1(lq_01).to(device))
         std = torch.exp(0.5 * posterior.logvar)
         z_lq = model.scale_factor * (posterior.mean + std * noise(posterior.mean.shape))
@@ -206,10 +210,10 @@ def _png(img_01: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _training_set(config: Config, folder: Path) -> RealESRGANDataset:
+def _training_set(config: Config, folder: str) -> RealESRGANDataset:
     """The training set's options; its own samples are not used."""
     block: Mapping[str, Any] = config.get("data.params.train") or {}
-    others = {"gt_path": str(folder), "meta_info": None, "face_gt_path": None, "image_type": None, "skip_small": False}
+    others = {"gt_path": folder, "meta_info": None, "face_gt_path": None, "image_type": None, "skip_small": False}
     dataset = instantiate_from_config({**block, "params": {**(block.get("params") or {}), **others}})
     if not isinstance(dataset, RealESRGANDataset):
         raise UserError(f"data.params.train.target is {block['target']}, which degrades in a way of its own: give a "
