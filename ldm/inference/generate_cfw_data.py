@@ -47,6 +47,7 @@ class Counts:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     speak("ldm.inference")
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         with fields_named(lambda field: f"--{field}"):
             return run(make_parser().parse_args(argv))
