@@ -17,19 +17,21 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError, fields_named
 from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
 from ldm.console import OneLineParser, some_path, speak
-from ldm.inference.cfw_data import Degraded, Maker, Sampling, list_jobs, split
+from ldm.inference.cfw_data import Degraded, Maker, list_jobs, split
 from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, PRECISIONS, Networks
 from ldm.inference.sharing import Team
+from ldm.models.diffusion.sampling import Sampling
 
 log = logging.getLogger(__name__)
 SUMMARY = "summary.json"
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch", "repeats"):
         if getattr(args, name) < 1:
             raise FieldError(name, f"is {getattr(args, name)}: give 1 or more")
-    sampling = Sampling(args.steps, args.sampler, args.seed)
+    sampling = Sampling(args.steps, args.sampler)
+    checks.whole_number("seed", args.seed, 0)
     jobs = list_jobs(args.input, args.repeats)
     config = load_config([args.base or DEMO_CONFIG])
     team = Team.of(args.devices, args.nodes, args.device)
@@ -75,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
     networks = Networks.load(
         args.base or DEMO_CONFIG, args.ckpt or DEMO_WEIGHTS, None, str(team.device), args.precision
     )
-    settings = _settings(config, sampling, networks, args.precision)
+    settings = _settings(config, networks, args)
     _check_former(args.output / SUMMARY, settings)
     if team.first:
         _write(args.output, settings)
     started = time.monotonic()
     missing = [job for job in team.share(jobs) if not job.done(args.output)]
     dataset = Degraded(missing, config, args.input[0], args.seed)
-    counts = _make(dataset, Maker(networks, sampling, args.output), team, args)
+    counts = _make(dataset, Maker(networks, sampling, args.seed, args.output), team, args)
     made, not_finite, unreadable = map(int, team.sums(counts.made, counts.not_finite, counts.unreadable))
     if team.first:
         seconds = time.monotonic() - started
@@ -116,10 +119,10 @@ def _make(dataset: Degraded, maker: Maker, team: Team, args: argparse.Namespace)
     return counts
 
 
-def _settings(config: Config, sampling: Sampling, networks: Networks, precision: str) -> dict[str, Any]:
+def _settings(config: Config, networks: Networks, args: argparse.Namespace) -> dict[str, Any]:
     """All that decides what a sample of a given name holds."""
     recipe = [config.get(key) for key in ("degradation", "sf", "model.params.use_usm", "data.params.train")]
-    options = {**asdict(sampling), "precision": precision}
+    options = {name: getattr(args, name) for name in ("steps", "sampler", "seed", "precision")}
     return options | {"weights": networks.identity, "degradation": digest(json.dumps(recipe, sort_keys=True))}
 
 

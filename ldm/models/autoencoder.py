@@ -118,7 +118,7 @@ class AutoencoderKLResi(AutoencoderKL):
     the same decoded picture.
 
     The arguments are AutoencoderKL's and the other published keys; `colorize_nlabels` and, here, `use_usm` (which the
-    data side reads) change nothing, and of `synthesis_data` false alone is supported. Ours are the last two.
+    data side reads) change nothing, and of `synthesis_data` false alone is supported. Ours are the last three.
 
     Args:
         fusion_w: w of training, and of decoding where nothing else is said.
@@ -150,9 +150,10 @@ class AutoencoderKLResi(AutoencoderKL):
         test_gt: bool = False,
         scale_factor: float = 0.18215,
         edge_loss_weight: float = 0.0,
+        learning_rate: float = 5e-5,
     ) -> None:
         only_supports("AutoencoderKLResi", locals(), {"synthesis_data": False})
-        super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor)
+        super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor, learning_rate)
         self.decoder.fusion_w = checks.probability("fusion_w", fusion_w)
         self.test_gt = test_gt
         self.freeze_dec = freeze_dec
