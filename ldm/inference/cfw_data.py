@@ -24,7 +24,6 @@ from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipe
 from basicsr.data.kernels import draw_final_sinc, draw_kernel
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.data.transforms import random_crop, random_flips
-from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import write_whole
 from basicsr.utils.img_util import as_01, find_pictures, read_rgb
@@ -32,29 +31,11 @@ from basicsr.utils.ranges import from_pm1, rounded_01, to_pm1, to_u8
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.config import Config
 from ldm.inference.networks import Networks
-from ldm.models.diffusion.sampling import noise_of_pictures
+from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.sampling import Sampling, noise_of_pictures
 from ldm.util import instantiate_from_config
 
 FOLDERS = {"inputs": ".png", "gts": ".png", "latents": ".npy", "samples": ".png"}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How latents are drawn. The published data are of 200 ancestral steps.
-
-    Raises:
-        FieldError: a value out of range.
-    """
-
-    steps: int = 200
-    sampler: str = "ddpm"
-    seed: int = 23
-
-    def __post_init__(self) -> None:
-        checks.whole_number("steps", self.steps, 1)
-        checks.whole_number("seed", self.seed, 0)
-        if self.sampler not in ("ddpm", "ddim"):
-            raise FieldError("sampler", f"is {self.sampler!r}: give ddpm or ddim")
 
 
 @dataclass(frozen=True)
@@ -110,16 +91,18 @@ class Degraded(Dataset[Frames | str]):
 
     Raises:
         UserError: a config that lacks what training needs, or whose data set degrades in a way of its own.
+
+    `folder` holds pictures, of whatever jobs.
     """
 
-    def __init__(self, jobs: Sequence[Job], config: Config, seed: int) -> None:
+    def __init__(self, jobs: Sequence[Job], config: Config, folder: str, seed: int) -> None:
         self.jobs, self.seed = jobs, seed
         options = config.get("degradation")
         if options is None:
             raise UserError("the config has no `degradation:` block: give the one that the checkpoint was trained with")
         use_usm, sf = config.get("model.params.use_usm", False), config.get("sf", 4)
         self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(options, sf=sf, use_usm=use_usm))
-        self._recipe = _training_set(config, jobs[0].picture.parent)
+        self._recipe = _training_set(config, folder)
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -151,8 +134,8 @@ class Degraded(Dataset[Frames | str]):
 class Maker:
     """Stage 1 at work on batches; after one for which memory did not suffice, on smaller ones."""
 
-    def __init__(self, networks: Networks, sampling: Sampling, folder: Path) -> None:
-        self.networks, self.sampling, self.folder = networks, sampling, folder
+    def __init__(self, networks: Networks, sampling: Sampling, seed: int, folder: Path) -> None:
+        self.networks, self.sampling, self.seed, self.folder = networks, sampling, seed, folder
         self.limit: int | None = None  # pictures at once, where memory has set one
 
     def make(self, batch: Sequence[tuple[Job, Frames]]) -> Iterator[tuple[Job, bool]]:
@@ -183,13 +166,13 @@ class Maker:
     def _sampled(self, jobs: Sequence[Job], lq_01: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> latents (B, 4, H/f, W/f) and their pictures in [0, 1], on the CPU."""
         model, device = self.networks.model, self.networks.device
-        noise = noise_of_pictures([torch_rng("cpu", "cfw sample", self.sampling.seed, job.name) for job in jobs], device)
+        noise = noise_of_pictures([torch_rng("cpu", "cfw sample", self.seed, job.name) for job in jobs], device)
         posterior = model.first_stage_model.encode(to_pm1(lq_01).to(device))
         std = torch.exp(0.5 * posterior.logvar)
         z_lq = model.scale_factor * (posterior.mean + std * noise(posterior.mean.shape))
-        context = model.text(model.cond_stage_model, [model.prompt], device).expand(len(jobs), -1, -1)
+        guidance = Guidance(model.contexts([model.prompt]).to(device))
         with model.ema_scope():
-            z = model.sample(z_lq, context, steps=self.sampling.steps, sampler=self.sampling.sampler, noise=noise)
+            z = model.sample(z_lq, guidance, self.sampling, noise=noise)
         return z.float().cpu(), from_pm1(model.decode(z)).float().cpu()
 
     def _write(self, job: Job, frames: Frames, z: Tensor, sample_01: Tensor) -> None:
@@ -206,10 +189,10 @@ def _png(img_01: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _training_set(config: Config, folder: Path) -> RealESRGANDataset:
+def _training_set(config: Config, folder: str) -> RealESRGANDataset:
     """The training set's options; its own samples are not used."""
     block: Mapping[str, Any] = config.get("data.params.train") or {}
-    others = {"gt_path": str(folder), "meta_info": None, "face_gt_path": None, "image_type": None, "skip_small": False}
+    others = {"gt_path": folder, "meta_info": None, "face_gt_path": None, "image_type": None, "skip_small": False}
     dataset = instantiate_from_config({**block, "params": {**(block.get("params") or {}), **others}})
     if not isinstance(dataset, RealESRGANDataset):
         raise UserError(f"data.params.train.target is {block['target']}, which degrades in a way of its own: give a "

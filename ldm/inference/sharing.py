@@ -6,8 +6,8 @@ Every process runs the same command, takes its share of the same list, and write
     for job in team.share(jobs): ...
     done, failed = team.sums(done, failed)
 
-Lightning starts the processes and finds the ranks, on one machine as under Slurm or torchrun. What is made of a job must
-be a function of the job alone; then nothing depends on who does it.
+Lightning starts the processes and finds the ranks, on one machine as under Slurm or torchrun. What is made of a job
+must be a function of the job alone; then nothing depends on who does it.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,9 @@ class Team:
         gpus = torch.cuda.device_count() if device != "cpu" else 0
         count = max(1, gpus) if devices == "auto" else devices
         if not isinstance(count, int) or count < 1 or (gpus and count > gpus):
-            raise FieldError("devices", f"is {devices}: give 1 {f'to {gpus}, the number of GPUs' if gpus else 'or more'}")
+            raise FieldError(
+                "devices", f"is {devices}: give 1 {f'to {gpus}, the number of GPUs' if gpus else 'or more'}"
+            )
         started_elsewhere = SLURMEnvironment.detect() or TorchElasticEnvironment.detect()
         if count * nodes == 1 and not started_elsewhere:
             return cls(0, 1, torch.device(("cuda" if gpus else "cpu") if device == "auto" else device))

@@ -37,8 +37,6 @@ class AutoencoderKL(pl.LightningModule):
     and `monitor` are accepted from published YAMLs and change nothing here.
     """
 
-    learning_rate: float = 1e-4
-
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -48,8 +46,10 @@ class AutoencoderKL(pl.LightningModule):
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
         monitor: str | None = None,
+        learning_rate: float = 1e-4,
     ) -> None:
         super().__init__()
+        self.learning_rate = learning_rate
         if wrong := check_arguments(DDConfig, ddconfig, name="ddconfig"):
             raise UserError(wrong[1])
         config = DDConfig(**ddconfig)
@@ -77,9 +77,9 @@ class AutoencoderKL(pl.LightningModule):
         """The posterior over unscaled latents."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(image_pm1)))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Unscaled latents to a picture, not clamped."""
-        return self.decoder(self.post_quant_conv(z))
+    def decode(self, z: Tensor, recompute: bool = False) -> Tensor:
+        """Unscaled latents to a picture, not clamped; `recompute` saves memory in the backward pass (`Decoder`)."""
+        return self.decoder(self.post_quant_conv(z), recompute=recompute)
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """One step of reconstruction on the pairs' true pictures."""
@@ -118,7 +118,7 @@ class AutoencoderKLResi(AutoencoderKL):
     the same decoded picture.
 
     The arguments are AutoencoderKL's and the other published keys; `colorize_nlabels` and, here, `use_usm` (which the
-    data side reads) change nothing, and of `synthesis_data` false alone is supported. Ours are the last two.
+    data side reads) change nothing, and of `synthesis_data` false alone is supported. Ours are the last three.
 
     Args:
         fusion_w: w of training, and of decoding where nothing else is said.
@@ -150,9 +150,10 @@ class AutoencoderKLResi(AutoencoderKL):
         test_gt: bool = False,
         scale_factor: float = 0.18215,
         edge_loss_weight: float = 0.0,
+        learning_rate: float = 5e-5,
     ) -> None:
         only_supports("AutoencoderKLResi", locals(), {"synthesis_data": False})
-        super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor)
+        super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor, learning_rate)
         self.decoder.fusion_w = checks.probability("fusion_w", fusion_w)
         self.test_gt = test_gt
         self.freeze_dec = freeze_dec

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from basicsr.metrics.lpips import LPIPS
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.adversarial import (
     DISC_LOSSES,
@@ -40,7 +41,7 @@ class LPIPSWithDiscriminator(nn.Module):
         total = nll + f disc_weight lambda (-mean D(y)) + kl_weight KL / B
 
     f is 0 before step `disc_start` and then `disc_factor`; lambda weighs the gradients against each other
-    (`adaptive_weight`); in evaluation, where there are no gradients, it is 0. Arguments: the published keys, and two more.
+    (`adaptive_weight`); in evaluation, where there are no gradients, it is 0. Beside the published keys there are two:
 
     Args:
         divide_by_batch: the published nll is divided by the batch size B though it is a mean already, so that beside
@@ -143,4 +144,22 @@ class LPIPSWithDiscriminator(nn.Module):
 
 
 def load_perceptual(weights: str | None) -> Perceptual | None:
-    return None
+    """LPIPS on VGG16; None, with a word of it, where no file was named and none is found.
+
+    It is no part of the loss's state: published code keeps its own there, under names of its own.
+
+    Raises:
+        FieldError: of `lpips_weights`: the file is missing or holds something else.
+    """
+    try:
+        network = LPIPS("vgg", weights)
+    except FieldError as error:
+        if weights is not None:
+            raise
+        log.warning("perceptual_weight is taken as 0, LPIPS is left out of the loss: lpips_weights %s", error.problem)
+        return None
+
+    def distances(a_pm1: Tensor, b_pm1: Tensor) -> Tensor:
+        return network.to(a_pm1.device)(a_pm1, b_pm1)
+
+    return distances
