@@ -16,7 +16,7 @@ import yaml
 from tiny_run import write_tiny_run
 
 from ldm.config import load_config
-from ldm.loggers import read_metrics
+from ldm.training.loggers import read_metrics
 from main import main
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from basicsr.data.pair_pool import Pair
 from basicsr.utils.errors import UserError
 from ldm.callbacks import EdgeProbe, ImageLogger, StepProgress
-from ldm.loggers import MetricsFile, finish_loggers, make_loggers, read_metrics, wandb_folder
+from ldm.training.loggers import MetricsFile, finish_loggers, make_loggers, read_metrics, wandb_folder
 from ldm.plots import GAP, LABEL_HEIGHT, MIN_TILE, labelled_grid, save_loss_curves
 
 

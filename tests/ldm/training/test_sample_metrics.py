@@ -9,7 +9,7 @@ from tiny_run import write_tiny_run
 from basicsr.utils.errors import UserError
 from ldm.callbacks_validation import SampleMetrics
 from ldm.evaluation.runs import open_runs, select_checkpoints
-from ldm.loggers import read_metrics
+from ldm.training.loggers import read_metrics
 from main import main
 
 NAMES = ("val/psnr_y", "val/ssim_y", "val/edge_f1", "val/edge_psnr")
