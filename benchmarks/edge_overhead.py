@@ -33,10 +33,10 @@ from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
 from benchmarks.canny_speed import photograph_batch  # noqa: E402
 from benchmarks.memory import peak_rss  # noqa: E402
 from ldm.config import load_config  # noqa: E402
+from ldm.models.build import build_model  # noqa: E402
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT  # noqa: E402
 from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
 from ldm.modules.losses.edge_options import EdgeOptions  # noqa: E402
-from ldm.util import instantiate_from_config  # noqa: E402
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both
@@ -57,10 +57,9 @@ def build(size: str, device: str) -> LatentDiffusionSRTextWT:
         "model.params.edge_loss_weight=0",
         "model.params.edge_decoder_checkpoint=false",
     ]
-    block = dict(load_config([ROOT / CONFIGS[size]], overrides).values["model"])
-    block.pop("base_learning_rate", None)
     with torch.device(device):
-        return instantiate_from_config(block)
+        model: LatentDiffusionSRTextWT = build_model(load_config([ROOT / CONFIGS[size]], overrides))
+    return model
 
 
 def set_arm(model: LatentDiffusionSRTextWT, options: EdgeOptions) -> None:

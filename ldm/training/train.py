@@ -6,49 +6,29 @@ import signal
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, LambdaCallback, ModelCheckpoint
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError, fields_named, first_line
+from basicsr.utils.errors import UserError, first_line
 from ldm.config import Config, check_config, check_paths, load_config
-from ldm.data.datamodule import DataModuleFromConfig
-from ldm.training.callbacks.checkpoint_io import AtomicCheckpointIO
-from ldm.training.callbacks.checkpoints import Interrupted, KeepLast, StepCheckpoint
+from ldm.training.build import Run, build_data, build_trainer, build_training_model, trainer_arguments, yaml_callbacks
+from ldm.training.callbacks.checkpoints import Interrupted, KeepLast
 from ldm.training.callbacks.edge_probe import EdgeProbe
-from ldm.training.callbacks.learning_rate import UseLearningRate
-from ldm.training.callbacks.progress import StepProgress, last_losses
-from ldm.training.callbacks.skip_not_finite import SkipNotFinite
+from ldm.training.callbacks.progress import last_losses
 from ldm.training.cli import INTERRUPTED, REQUEUE, Options, tell
 from ldm.training.loggers import finish_loggers, make_loggers, read_metrics, wandb_folder
 from ldm.training.plots import save_loss_curves
 from ldm.training.resume import check_changes
 from ldm.training.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
-from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
-
-# Weights stay in 32 bits: the pairs do, and what trains in pure half precision loses its small updates.
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run before anything heavy is built."""
-
-    folder: RunFolder
-    settings: RunSettings
-    config: Config
-    checkpoint: Path | None = None  # to go on from
-    step: int = 0  # that it stands at
 
 
 def train(options: Options) -> int:
@@ -123,7 +103,7 @@ def fit_and_test(run: Run, options: Options) -> int:
     data = build_data(run.config, run.settings, "data")
     data.setup()
     data.check_sizes(trainer.world_size)
-    model = build_model_of(run, trainer)
+    model = build_training_model(run, trainer)
     if not run.checkpoint:
         save()
     log.info("run folder: %s%s", run.folder.path, f" (resumed at step {run.step})" if run.checkpoint else "")
@@ -134,11 +114,11 @@ def fit_and_test(run: Run, options: Options) -> int:
         if not options.no_test:
             test(run, model, None if options.train else run.checkpoint)
     except Interrupted:
-        return stopped(run, keep_last, f"stopped after step {trainer.global_step} with everything saved")
+        return stopped(trainer, run, keep_last, f"stopped after step {trainer.global_step} with everything saved")
     except SystemExit:  # Lightning's answer to KeyboardInterrupt
         if keep_last.asked is None:
             raise
-        return stopped(run, keep_last, "stopped at once: the newest steps are lost")
+        return stopped(trainer, run, keep_last, "stopped at once: the newest steps are lost")
     except (RuntimeError, ValueError) as error:
         if told := explained(error, run.checkpoint):
             raise told from error
@@ -162,121 +142,6 @@ def explained(error: Exception, checkpoint: Path | None) -> UserError | None:
     return None
 
 
-def yaml_callbacks(config: Config) -> list[Callback]:
-    """The callbacks that `lightning.callbacks` describes.
-
-    Raises:
-        UserError: one that is not a callback, or an argument out of range.
-    """
-    callbacks: list[Callback] = []
-    for name, block in config.get("lightning.callbacks", {}).items():
-        with fields_named(lambda field, name=name: f"lightning.callbacks.{name}.params.{field}"):  # type: ignore[misc]
-            callback = instantiate_from_config(block)
-        if not isinstance(callback, Callback):
-            raise UserError(f"lightning.callbacks.{name}: {callback!r} is not a callback of Lightning's")
-        callbacks.append(callback)
-    return callbacks
-
-
-def build_trainer(run: Run, callbacks: list[Callback], loggers: list[Logger]) -> pl.Trainer:
-    """The Trainer that `lightning:` describes, with our callbacks."""
-    arguments = trainer_arguments(run.config)
-    if arguments.get("enable_progress_bar") is not False:
-        callbacks = [StepProgress(), *callbacks]
-    if not any(isinstance(callback, SkipNotFinite) for callback in callbacks):
-        callbacks = [SkipNotFinite(), *callbacks]
-    checkpoint = StepCheckpoint(**checkpoint_arguments(run.config, run.folder))
-    try:
-        return pl.Trainer(
-            **arguments,
-            # The last two save: KeepLast what StepCheckpoint knows.
-            callbacks=[UseLearningRate(), *callbacks[:-1], checkpoint, callbacks[-1]],
-            logger=loggers,
-            plugins=[AtomicCheckpointIO()],
-            default_root_dir=run.folder.path,
-            use_distributed_sampler=False,  # the data module's own sampler deals to the ranks
-        )
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"lightning: the trainer cannot be built: {first_line(error)}") from error
-
-
-def trainer_arguments(config: Config) -> dict[str, Any]:
-    """The Trainer's arguments as `lightning.trainer` gives them, over our defaults.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False}
-    arguments: dict[str, Any] = {**defaults, **config.get("lightning.trainer", {})}
-    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps"):
-        if arguments.get(name) is not None:
-            checks.whole_number(f"lightning.trainer.{name}", arguments[name], 1)
-    if (arguments.get("precision") or 32) not in PRECISIONS:
-        known = ", ".join(map(str, PRECISIONS))
-        raise UserError(f"lightning.trainer.precision is {arguments['precision']!r}: choose one of {known}")
-    # Around a hundred points for a short run's curves; every 50th step of a long one.
-    arguments.setdefault("log_every_n_steps", min(50, max(1, arguments.get("max_steps", -1) // 100)))
-    return arguments
-
-
-def checkpoint_arguments(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """ModelCheckpoint's arguments as `lightning.modelcheckpoint.params` gives them, over our defaults."""
-    arguments: dict[str, Any] = {"save_last": True, "enable_version_counter": False}
-    arguments |= config.get("lightning.modelcheckpoint.params", {})
-    arguments.setdefault("dirpath", str(folder.last_checkpoint.parent))
-    if "filename" not in arguments:
-        arguments |= {"filename": "step{step:06d}", "auto_insert_metric_name": False}
-    # What monitors a metric saves after each validation, which is when there is a new value: Lightning's default.
-    if not {"every_n_train_steps", "every_n_epochs", "train_time_interval", "monitor"} & set(arguments):
-        arguments["every_n_train_steps"] = 1000
-    return arguments
-
-
-def build_data(config: Config, settings: RunSettings, block: str) -> DataModuleFromConfig:
-    """The data module of a top-level block, with what it needs from elsewhere in the config."""
-    with fields_named(lambda field: field if "." in field else f"{block}.params.{field}"):
-        data: DataModuleFromConfig = instantiate_from_config(
-            config.values[block],
-            degradation=config.get("degradation"),
-            sf=config.get("sf", 4),
-            use_usm=config.get("model.params.use_usm", False),
-            random_size=config.get("model.params.random_size", False),
-            seed=settings.seed,
-        )
-    return data
-
-
-def build_model_of(run: Run, trainer: pl.Trainer) -> pl.LightningModule:
-    """The run's model with its learning rate: base_learning_rate, scaled where --scale_lr asks for it."""
-    rate, text = base_learning_rate(run.config), ""
-    if run.settings.scale_lr:
-        batch, accumulate = run.config.get("data.params.batch_size"), trainer.accumulate_grad_batches
-        text = f" = {rate:g} (base) x {trainer.world_size} (processes) x {batch} (batch) x {accumulate} (accumulation)"
-        rate *= trainer.world_size * batch * accumulate
-    block = dict(run.config.values["model"])
-    block.pop("base_learning_rate", None)
-    model: pl.LightningModule = instantiate_from_config(block)
-    model.learning_rate = rate  # type: ignore[assignment]
-    log.info("learning rate %g%s, on %d x %s", rate, text, trainer.world_size, trainer.strategy.root_device.type)
-    return model
-
-
-def base_learning_rate(config: Config) -> float:
-    """The config's learning rate; YAML 1.1 reads 1e-5 as a text, which is taken as the number that it means.
-
-    Raises:
-        UserError: it is not a number above 0.
-    """
-    base = config.get("model.base_learning_rate")
-    try:
-        rate = float("nan") if isinstance(base, bool) else float(base)
-    except (TypeError, ValueError):
-        rate = float("nan")
-    if not 0 < rate < float("inf"):
-        raise UserError(f"model.base_learning_rate is {base!r}: it must be a number above 0, such as 5.0e-05")
-    return rate
-
-
 def test(run: Run, model: pl.LightningModule, checkpoint: Path | None) -> None:
     """Where there is a `test_data:` block with pictures, tell validation's losses on them."""
     if run.config.get("test_data") is None:
@@ -297,12 +162,12 @@ def test(run: Run, model: pl.LightningModule, checkpoint: Path | None) -> None:
     log.info("test_data: %s", ", ".join(f"{key} {value:.4g}" for key, value in losses.items()))
 
 
-def stopped(run: Run, keep_last: KeepLast, how: str) -> int:
+def stopped(trainer: pl.Trainer, run: Run, keep_last: KeepLast, how: str) -> int:
     """What is said and returned after a signal."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # an impatient second one must not spoil the rest
         signal.signal(number, signal.SIG_IGN)
     save_curves(run.folder)
-    if rank_zero_only.rank != 0:
+    if not trainer.is_global_zero:
         return 0  # Lightning takes another status of a further process for a crash, and kills the first one
     command = f"python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(run.folder.path))}"
     saved = run.folder.last_checkpoint.exists()

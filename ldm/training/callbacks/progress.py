@@ -4,7 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
@@ -16,7 +16,7 @@ class StepProgress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar: tqdm | None = None
+        self._bar: tqdm[NoReturn] | None = None
         self._enabled = True
         self._step = self._first_step = 0
         self._started = self._next_news = 0.0
@@ -32,8 +32,9 @@ class StepProgress(ProgressBar):
         self._started = self._next_news = time.monotonic()
         if self._enabled and sys.stderr.isatty():
             width, height = shutil.get_terminal_size()  # 80 x 24 for a terminal that does not tell: tqdm would hide
-            size = {"ncols": width, "nrows": height}
-            self._bar = tqdm(total=self._total(trainer), initial=self._step, unit="step", smoothing=0.1, **size)
+            self._bar = tqdm(
+                total=self._total(trainer), initial=self._step, unit="step", smoothing=0.1, ncols=width, nrows=height
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
