@@ -18,10 +18,10 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
 
 def whole_number(name: str, value: object, low: float, high: float = math.inf) -> int:
     """One integer in [low, high]."""
-    number(name, value, low, high)
-    if isinstance(value, float) and not value.is_integer():
+    given = number(name, value, low, high)
+    if not given.is_integer():
         raise FieldError(name, f"is {value}: give a whole number")
-    return int(value)  # type: ignore[call-overload]
+    return value if isinstance(value, int) else int(given)
 
 
 def probability(name: str, value: object) -> float:
