@@ -7,7 +7,7 @@ from torch import Tensor
 from basicsr.data.pair_pool import Pair
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LatentPair(Pair):
     """A batch of pairs with their sampled latents.
 
@@ -26,5 +26,9 @@ class LatentPair(Pair):
     def first(self, count: int) -> "LatentPair":
         """The first `count` samples."""
         return LatentPair(
-            self.lq_pm1[:count], self.gt_pm1[:count], self.paths[:count], self.z[:count], self.sample_pm1[:count]
+            self.lq_pm1[:count],
+            self.gt_pm1[:count],
+            self.paths[:count],
+            z=self.z[:count],
+            sample_pm1=self.sample_pm1[:count],
         )

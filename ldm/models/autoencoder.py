@@ -18,7 +18,6 @@ from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint, take_prefix
 from ldm.modules.diffusionmodules.fusion import FusionDecoder
 from ldm.modules.diffusionmodules.model import DDConfig, Decoder, Encoder
-from ldm.modules.diffusionmodules.util import only_supports
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.perceptual import LastLayer, LPIPSWithDiscriminator
@@ -152,7 +151,8 @@ class AutoencoderKLResi(AutoencoderKL):
         edge_loss_weight: float = 0.0,
         learning_rate: float = 5e-5,
     ) -> None:
-        only_supports("AutoencoderKLResi", locals(), {"synthesis_data": False})
+        if synthesis_data:
+            raise UserError("AutoencoderKLResi: synthesis_data: true is not supported; leave it out")
         super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor, learning_rate)
         self.decoder.fusion_w = checks.probability("fusion_w", fusion_w)
         self.test_gt = test_gt
