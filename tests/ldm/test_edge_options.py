@@ -253,7 +253,7 @@ def test_each_option_can_be_switched_in_a_yaml(words: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("word", "line"), [
-    ("edge_loss_weight=auto:lots", "'edge_loss_weight' is 'auto:lots': give a number, 0 or more, or auto:FRACTION (such as auto:0.2)"),
+    ("edge_loss_weight=auto:lots", "'edge_loss_weight' is 'auto:lots': give a number, 0 or more, or auto:FRACTION"),
     ("edge_crop=wide", "takes int or None for 'edge_crop', not 'wide'"),
     ("edge_max_timesteps=4", "did you mean 'edge_max_timestep'"),
 ])  # fmt: skip
