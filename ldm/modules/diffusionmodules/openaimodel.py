@@ -89,14 +89,8 @@ class UNetModelDualcondV2(nn.Module):
 
         def transformer(width: int) -> SpatialTransformer:
             heads = head_count(width, num_heads, num_head_channels)
-            return SpatialTransformer(
-                width,
-                heads=heads,
-                head_dim=width // heads,
-                depth=transformer_depth,
-                context_dim=context_dim,
-                use_linear=use_linear_in_transformer,
-            )
+            shape = {"heads": heads, "head_dim": width // heads, "depth": transformer_depth, "context_dim": context_dim}
+            return SpatialTransformer(width, **shape, use_linear=use_linear_in_transformer)
 
         def stage(width: int, level: int) -> StageSequential:
             out = channel_mult[level] * model_channels
