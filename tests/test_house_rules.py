@@ -17,8 +17,7 @@ LIBRARY = ("basicsr", "ldm")
 CODE = (*LIBRARY, "scripts", "main.py")
 LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
 LIGHTNING_ROOMS = (
-    "ldm/models/diffusion/ddpm.py", "ldm/models/autoencoder.py", "ldm/callbacks*.py", "ldm/loggers.py",
-    "ldm/data/datamodule.py", "main.py",
+    "ldm/models/diffusion/ddpm.py", "ldm/models/autoencoder.py", "ldm/training", "ldm/data/datamodule.py",
 )  # fmt: skip
 # Floors of ldm/models/diffusion: a file may import only from floors below its own.
 FLOORS = (
@@ -107,7 +106,7 @@ def autoencoder_knows_only_the_ground_floor(root: Path) -> list[str]:
 def imports_point_downward(root: Path) -> list[str]:
     upper = ("ldm/inference/", "ldm/evaluation/")
     below_inference = [path for path, _ in sources(root, "ldm") if not path.startswith(upper)]
-    see_evaluation = ("ldm/evaluation/", "ldm/callbacks_validation.py")
+    see_evaluation = ("ldm/evaluation/", "ldm/training/callbacks/sample_metrics.py")
     others = [path for path, _ in sources(root, *LIBRARY, "main.py") if not path.startswith(see_evaluation)]
     return [
         *forbidden(imports(root, *LIBRARY, "scripts"), "main"),
@@ -194,7 +193,7 @@ RULES: list[tuple[Rule, dict[str, str]]] = [
     (modules_know_no_models, {
         "ldm/modules/a.py": "from ldm.models import autoencoder",
         "ldm/modules/losses/b.py": "from basicsr.data.pair_pool import Pair",
-        "ldm/modules/c.py": "from ..callbacks import ImageLogger",
+        "ldm/modules/c.py": "from ..training.loggers import MetricsFile",
     }),
     (diffusion_is_built_in_floors, {
         "ldm/models/diffusion/schedule.py": "from ldm.models.diffusion.process import Process",
@@ -261,8 +260,10 @@ def test_the_rules_allow_what_they_should(tmp_path: Path) -> None:
         "basicsr/data/__init__.py": "",
         "basicsr/data/a.py": "from basicsr.utils import errors\nfrom .b import c\nx = torch.cuda.is_available()",
         "ldm/__init__.py": "\n",
-        "ldm/callbacks_more.py": "import pytorch_lightning\nimport ldm.util",
-        "ldm/callbacks_validation.py": "from ldm.evaluation import restore",
+        "ldm/training/callbacks/__init__.py": "",
+        "ldm/training/__init__.py": "",
+        "ldm/training/loggers.py": "import pytorch_lightning\nimport ldm.util",
+        "ldm/training/callbacks/sample_metrics.py": "from ldm.evaluation import restore",
         "ldm/evaluation/__init__.py": "",
         "ldm/evaluation/restore.py": "from ldm.inference import pipeline",
         "ldm/models/__init__.py": "",

@@ -340,7 +340,7 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         `x0_pred` is the one-step prediction from a quarter of the process, `sample` a DDIM sample of `steps` steps.
         With the edge loss on there are also its weight map over the true picture and, weighted by it, its error.
         """
-        pair = Pair(pair.lq_pm1[:n], pair.gt_pm1[:n], pair.paths[:n])
+        pair = pair[:n]
         rng = torch_rng(self.device, "log images")
         with self.ema_scope():
             latents = self.encode(pair, rng)
