@@ -15,7 +15,8 @@ T = torch.tensor([150, 700])
 
 @pytest.fixture(scope="module")
 def model() -> LatentDiffusionSRTextWT:
-    return stage1(edge_loss_weight=0.25, scale_factor=0.5)
+    built: LatentDiffusionSRTextWT = stage1(edge_loss_weight=0.25, scale_factor=0.5)
+    return built
 
 
 def test_pictures_and_latents(model: LatentDiffusionSRTextWT) -> None:

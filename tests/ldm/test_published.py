@@ -98,7 +98,9 @@ def test_an_error_names_file_and_key(word: str, line: str, tmp_path: Path) -> No
 
 def test_arguments_are_checked_as_they_are_given() -> None:
     build = get_obj_from_str(STAGE_1)
-    configs = {f"{name}_config": {} for name in ("first_stage", "cond_stage", "structcond_stage", "unet")}
+    configs: dict[str, Any] = {
+        f"{name}_config": {} for name in ("first_stage", "cond_stage", "structcond_stage", "unet")
+    }
     assert check_arguments(build, {**configs, "edge_crop": 8, "monitor": "x", "edge": {"dilate": 1}}, name="m") is None
     assert check_arguments(build, {**configs, "edge": {"dilate": "x"}}, name="m") == (
         "edge.dilate",

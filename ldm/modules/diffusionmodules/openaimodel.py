@@ -83,9 +83,7 @@ class UNetModelDualcondV2(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.downsampling = 2 ** (len(channel_mult) - 1)
         self.time_embed = time_embedding(model_channels)
-        emb = 4 * model_channels
-
-        res_block = partial(ResBlockDual, emb_channels=emb, semb_channels=semb_channels, dropout=dropout)
+        res_block = partial(ResBlockDual, emb_channels=4 * model_channels, semb_channels=semb_channels, dropout=dropout)
 
         def transformer(width: int) -> SpatialTransformer:
             heads = head_count(width, num_heads, num_head_channels)
