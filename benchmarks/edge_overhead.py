@@ -37,7 +37,8 @@ from ldm.models.build import build_model  # noqa: E402
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT  # noqa: E402
 from ldm.models.diffusion.edge_term import EdgeTerm  # noqa: E402
 from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight  # noqa: E402
+from ldm.modules.losses.edge_options import EdgeOptions  # noqa: E402
+from ldm.modules.losses.edge_weight import EdgeWeight  # noqa: E402
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both

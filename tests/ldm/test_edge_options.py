@@ -17,7 +17,8 @@ from ldm.models.diffusion.process import Process
 from ldm.models.diffusion.schedule import Schedule, make_betas
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.edge_operators import dilated, edges_01, image_gradients
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 SIDE = 16
 EDGE_YAML = Path(__file__).parents[2] / "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"

@@ -28,7 +28,8 @@ from ldm.models.diffusion.tiling import Denoiser, Tiling, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
 from ldm.modules.ema import LitEma
 from ldm.modules.losses.edge_loss import EdgeLoss
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight, EdgeWeightLike
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight, EdgeWeightLike
 from ldm.modules.spade import SPADE
 from ldm.published import takes_published_keys
 from ldm.util import instantiate_from_config
