@@ -12,7 +12,7 @@ from basicsr.metrics.measure import measure
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.callbacks import undisturbed
-from ldm.evaluation.restore import sample_frames
+from ldm.evaluation.measure.restore import sample_frames
 
 LOGGED = ("psnr_y", "ssim_y", "edge_f1", "edge_psnr")
 

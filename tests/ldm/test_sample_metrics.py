@@ -8,7 +8,7 @@ from tiny_run import write_tiny_run
 
 from basicsr.utils.errors import UserError
 from ldm.callbacks_validation import SampleMetrics
-from ldm.evaluation.runs import open_runs, select_checkpoints
+from ldm.evaluation.measure.runs import open_runs, select_checkpoints
 from ldm.loggers import read_metrics
 from main import main
 

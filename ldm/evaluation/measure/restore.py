@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from basicsr.utils.errors import UserError
-from ldm.evaluation.runs import Checkpoint, Run, read_checkpoint
+from ldm.evaluation.measure.runs import Checkpoint, Run, read_checkpoint
 from ldm.inference.networks import Networks
 from ldm.inference.picture import Picture
 from ldm.inference.pipeline import Upscaler
