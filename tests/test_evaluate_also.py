@@ -155,7 +155,7 @@ def test_a_picture_that_went_away_is_said_to_be_missing(here: Path) -> None:
     [
         ([], "--run is missing: give a run, --also with pictures"),
         (["--also", "bicubic"], "--also bicubic enlarges degraded pictures: give --lq"),
-        (["--also", "gone"], "--also gone is not there: give a folder of pictures"),
+        (["--also", "gone"], "--also is gone, which does not exist"),
         (["--also", "results/sharp,results/sharp"], "--also results/sharp: another arm or run is called so too"),
         (["--also", "results"], "--also results: none of its pictures is called like a true one, such as 'cup0'"),
         (["--also", "bicubic", "--lq", "lq", "--sf", "0"], "--sf is 0: give a number of 1 or more"),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, fields_named
 from basicsr.utils.files import OutputError
-from ldm.console import OneLineParser, some_path, speak
+from ldm.console import OneLineParser, configure_logging, some_path
 from ldm.evaluation.report.summary import Report
 
 
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
-    speak("ldm.evaluation")
+    configure_logging("ldm.evaluation")
     try:
         with fields_named(lambda field: f"--{field}"):
             run(parse(argv))

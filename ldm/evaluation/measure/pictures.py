@@ -179,11 +179,8 @@ def pictures_by_name(folder: str, field: str) -> dict[str, Path]:
     Raises:
         FieldError: a missing folder, no picture in it, or two of one name; `field` is what the folder was given for.
     """
-    if not Path(folder).is_dir():
-        problem = "is a file" if Path(folder).exists() else "is not there"
-        raise FieldError(field, f"{folder} {problem}: give a folder of pictures")
     found: dict[str, Path] = {}
-    for path in find_pictures(folder):
+    for path in find_pictures(folder, name=field):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise FieldError(field, f"{folder}: {found[name].name} and {path.name} have one name; rename one of them")
