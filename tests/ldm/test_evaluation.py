@@ -10,7 +10,7 @@ from PIL import Image
 from basicsr.utils.errors import UserError
 from ldm.config import load_config
 from ldm.evaluation.measure.pictures import made_pictures, read_tensor
-from ldm.evaluation.measure.runs import Run, read_checkpoint, select_checkpoints
+from ldm.evaluation.measure.runs import TrainedRun, read_checkpoint, select_checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONFIG = load_config([ROOT / "configs/demo/edge_cpu.yaml"])
@@ -22,17 +22,17 @@ def write_checkpoint(folder: Path, name: str, step: int, **more: object) -> None
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> TrainedRun:
     folder = tmp_path / "2026-01-31T12-00-00_mine" / "checkpoints"
     folder.mkdir(parents=True)
     for step in (10, 20, 30, 40):
         write_checkpoint(folder, f"step{step:06d}", step)
     monitor = {"monitor": "val/edge_f1", "best_model_path": "/elsewhere/step000020.ckpt"}
     write_checkpoint(folder, "last", 40, callbacks={"StepCheckpoint{}": monitor, "other": {"x": 1}})
-    return Run(folder.parent, CONFIG)
+    return TrainedRun(folder.parent, CONFIG)
 
 
-def test_choices_of_checkpoints(run: Run) -> None:
+def test_choices_of_checkpoints(run: TrainedRun) -> None:
     def names(which: str) -> list[str]:
         return [each.path.stem for each in select_checkpoints(run, which)[0]]
 
@@ -49,7 +49,7 @@ def test_choices_of_checkpoints(run: Run) -> None:
         names("best")
 
 
-def test_identity_is_that_of_the_content(run: Run) -> None:
+def test_identity_is_that_of_the_content(run: TrainedRun) -> None:
     file = run.checkpoints / "step000010.ckpt"
     before = read_checkpoint(file)
     copy = file.with_name("copy.ckpt")

@@ -17,7 +17,7 @@ from ldm.evaluation.measure.pictures import (
     true_pictures,
 )
 from ldm.evaluation.measure.records import Record, collect
-from ldm.evaluation.measure.runs import Run, open_runs, select_checkpoints
+from ldm.evaluation.measure.runs import TrainedRun, open_runs, select_checkpoints
 from ldm.evaluation.measure.sources import Bicubic, Folder, Source, Trained, missing_partners, open_arms
 from ldm.evaluation.measure.work import choose_devices, compute
 from ldm.evaluation.report.page import write_page
@@ -57,7 +57,7 @@ class Evaluation:
     """
 
     options: EvaluationOptions
-    runs: list[Run] = field(init=False)
+    runs: list[TrainedRun] = field(init=False)
     arms: list[Bicubic | Folder] = field(init=False)
     settings: Settings = field(init=False)
     pictures: list[PicturePair] = field(init=False)
@@ -170,11 +170,11 @@ def _stored(record: Record) -> dict[str, float] | None:
         return None
 
 
-def _degrades_otherwise(run: Run, first: Run) -> bool:
+def _degrades_otherwise(run: TrainedRun, first: TrainedRun) -> bool:
     keys = ("degradation", "sf", "data.params.validation.params")
     of_pictures = ("gt_path", "face_gt_path", "meta_info", "num_face", "image_type", "skip_small")
 
-    def recipe(each: Run) -> list[object]:
+    def recipe(each: TrainedRun) -> list[object]:
         values = [each.config.get(key) for key in keys]
         return [
             {k: v for k, v in value.items() if k not in of_pictures} if isinstance(value, dict) else value

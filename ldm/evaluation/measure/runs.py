@@ -24,7 +24,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A run's folder and the newest config in it."""
 
     folder: Path
@@ -56,13 +56,13 @@ class Run:
         return int(self.config.get("lightning.trainer.max_steps", -1))
 
 
-def open_runs(folders: Sequence[str]) -> list[Run]:
+def open_runs(folders: Sequence[str]) -> list[TrainedRun]:
     """The runs in these folders.
 
     Raises:
         UserError: a folder that is not there, is no run's, or is called like another one.
     """
-    runs: list[Run] = []
+    runs: list[TrainedRun] = []
     for given in folders:
         folder = RunFolder(Path(given).resolve())
         if not folder.path.is_dir():
@@ -73,11 +73,11 @@ def open_runs(folders: Sequence[str]) -> list[Run]:
             raise FieldError("run", f"{given}: {folder.path / 'configs'} holds no config, so this is no run's folder")
         if folder.path.name in [run.name for run in runs]:
             raise FieldError("run", f"{given}: another run is called {folder.path.name} too; rename one of the folders")
-        runs.append(Run(folder.path, load_config([folder.saved_config()])))
+        runs.append(TrainedRun(folder.path, load_config([folder.saved_config()])))
     return runs
 
 
-def select_checkpoints(run: Run, which: str) -> tuple[list[Checkpoint], list[str]]:
+def select_checkpoints(run: TrainedRun, which: str) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints that `which` (see `SELECTIONS`) means, by step, and a line for each that cannot be read.
 
     `every:N` counts back from the newest. Of several files at one step, such as last.ckpt and step000100.ckpt, one that
@@ -138,7 +138,7 @@ def _by_step(folder: Path) -> tuple[list[Checkpoint], list[str]]:
     return [found[step] for step in sorted(found)], unreadable
 
 
-def _best(run: Run, found: list[Checkpoint]) -> Checkpoint:
+def _best(run: TrainedRun, found: list[Checkpoint]) -> Checkpoint:
     """What the newest checkpoint remembers as ModelCheckpoint's best."""
     for state in checkpoint_outline(found[-1].path).get("callbacks", {}).values():
         if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):

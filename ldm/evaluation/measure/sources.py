@@ -6,7 +6,7 @@ from pathlib import Path
 
 from basicsr.utils.errors import FieldError
 from ldm.evaluation.measure.pictures import PicturePair, file_identity, pictures_by_name
-from ldm.evaluation.measure.runs import Checkpoint, Run
+from ldm.evaluation.measure.runs import Checkpoint, TrainedRun
 from ldm.evaluation.report.summary import Settings
 
 BICUBIC = "bicubic"
@@ -16,7 +16,7 @@ BICUBIC = "bicubic"
 class Trained:
     """A checkpoint of a run."""
 
-    run: Run
+    run: TrainedRun
     checkpoint: Checkpoint
 
     @property

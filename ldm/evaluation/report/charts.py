@@ -33,7 +33,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelLine:
     """A value across the whole chart."""
 
     colour: str
@@ -49,7 +49,7 @@ class Plot:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     lines: list[Line]
-    levels: list[Level]
+    levels: list[LevelLine]
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -88,7 +88,7 @@ def curves(series: Sequence[Series], x_label: str, decimals: int) -> Plot:
         if points:
             lines.append(_line(one, points, x_label, decimals, (x_of, y_of)))
         for each in (each for x, each in one.points if x is None and each.pictures):
-            levels.append(Level(one.colour, y_of(each.mean), f"{one.label}: {in_words(each, decimals)}"))
+            levels.append(LevelLine(one.colour, y_of(each.mean), f"{one.label}: {in_words(each, decimals)}"))
     return Plot(
         x_label,
         [(x_of(tick), f"{tick:g}") for tick in (places if len(places) <= 6 else x_values)],
