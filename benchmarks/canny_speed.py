@@ -11,6 +11,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import cv2
 import torch
@@ -32,7 +33,7 @@ def photograph_batch(batch: int, size: int, device: str) -> torch.Tensor:
 
 def timed(generator: EdgeMapGenerator, images: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Seconds that one batch takes, and its maps."""
-    synchronize = torch.cuda.synchronize if images.is_cuda else lambda: None
+    synchronize: Callable[[], None] = torch.cuda.synchronize if images.is_cuda else lambda: None
     synchronize()
     start = time.perf_counter()
     maps = generator.edges_01(images)

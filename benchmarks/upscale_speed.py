@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -60,7 +61,7 @@ def predict_canvas(networks: Networks, x: Tensor, z_lq: Tensor, t: Tensor, tile:
     return summed / total
 
 
-def published(upscaler: Upscaler, picture: Picture, whole_autoencoder: bool) -> Tensor:
+def published(upscaler: Upscaler, picture: Picture, *, whole_autoencoder: bool) -> Tensor:
     """The published pipeline, (3, H, W) in [0, 1]."""
     networks, chosen = upscaler.networks, upscaler.settings
     model, device = networks.model, networks.device
@@ -95,13 +96,15 @@ def published(upscaler: Upscaler, picture: Picture, whole_autoencoder: bool) -> 
 @torch.no_grad()
 def run(variant: str, upscaler: Upscaler, picture: Picture) -> tuple[float, float, Tensor]:
     """Seconds by the clock, seconds of all CPU threads, and the result."""
-    synchronize = torch.cuda.synchronize if upscaler.networks.device.type == "cuda" else lambda: None
+    synchronize: Callable[[], None] = (
+        torch.cuda.synchronize if upscaler.networks.device.type == "cuda" else lambda: None
+    )
     synchronize()
     start, start_cpu = time.perf_counter(), time.process_time()
     if variant == VARIANTS[0]:
         result = upscaler.upscale([picture])[0].rgb_01
     else:
-        result = published(upscaler, picture, variant == VARIANTS[2])
+        result = published(upscaler, picture, whole_autoencoder=variant == VARIANTS[2])
     synchronize()
     return time.perf_counter() - start, time.process_time() - start_cpu, result
 
