@@ -24,13 +24,13 @@ from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.metrics.edge_metrics import edge_precision_recall_f1
 from basicsr.metrics.seams import seam_score
 from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.grid import labelled_grid
 from basicsr.utils.img_util import read_rgb_01
 from basicsr.utils.rng import torch_rng
 from ldm.config import load_config
 from ldm.inference.networks import DEMO_CONFIG
 from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler
 from ldm.models.diffusion.tiling import tile_starts
-from ldm.plots import labelled_grid
 from scripts.demo_photos import write
 
 
@@ -44,8 +44,8 @@ def degraded(config_file: str | Path, photos: Path) -> list[tuple[str, Tensor, T
     for sample in RealESRGANDataset(**params):
         name = Path(sample["gt_path"]).stem
         gt = torch.from_numpy(read_rgb_01(sample["gt_path"])).permute(2, 0, 1)[None]
-        kernel1, kernel2, sinc = (sample[key][None] for key in ("kernel1", "kernel2", "sinc_kernel"))
-        lq, _ = pipeline(gt, kernel1, kernel2, sinc, torch_rng("cpu", "quality", name))
+        kernels = [sample[key][None] for key in ("kernel1", "kernel2", "sinc_kernel")]
+        lq, _ = pipeline(gt, *kernels, torch_rng("cpu", "quality", name))
         pairs.append((name, lq[0], gt[0]))
     return pairs
 
@@ -96,9 +96,8 @@ def seams(upscaler: Upscaler, lq: Tensor, folder: Path) -> None:
     # Where a tile begins, where one ends, and the middle between, where neighbours weigh the same.
     edges = [(start, end + upscaler.tile) for end, start in zip(starts[:-1], starts[1:], strict=True)]
     borders = sorted({f * at // 2 for start, end in edges for at in (2 * start, start + end, 2 * end)})
-    in_tiles, at_once = (image.permute(1, 2, 0).numpy() for image in (tiled, whole))
-    score = seam_score(in_tiles, at_once, borders, borders)
-    print(f"seam score at pixels {', '.join(map(str, borders))} of {side}: {score:.3f}")
+    pixels = [image.permute(1, 2, 0).numpy() for image in (tiled, whole)]
+    print(f"seam score at pixels {', '.join(map(str, borders))} of {side}: {seam_score(*pixels, borders, borders):.3f}")
     difference = (0.5 + 4 * (tiled - whole)).clamp(0, 1)
     strip = {"in tiles": tiled, "at once": whole, "difference x 4": difference}
     labelled_grid({label: image[None] * 2 - 1 for label, image in strip.items()}).save(folder / "seams.png")

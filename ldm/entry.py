@@ -17,7 +17,7 @@ class Command(NamedTuple):
 
 # To add a program, add its line.
 COMMANDS = {
-    "train": Command("main", "train a model, or go on with a run"),
+    "train": Command("ldm.training.cli", "train a model, or go on with a run"),
     "upscale": Command("scripts.upscale", "make pictures larger and sharper"),
     "evaluate": Command("scripts.evaluate", "measure the checkpoints of runs"),
     "compare": Command("scripts.compare_runs", "compare the runs of a report"),

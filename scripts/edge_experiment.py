@@ -31,9 +31,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from a clone, nothing installed
-
 from basicsr.data.pair_pool import Pair
 from basicsr.metrics.edge_metrics import edge_precision_recall_f1, edge_psnr
 from basicsr.utils.edge_utils import EdgeMapGenerator
@@ -41,9 +38,13 @@ from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config, check_paths, load_config
 from ldm.console import OneLineParser, some_path
+from ldm.models import build
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.sampling import Sampling
 from ldm.util import instantiate_from_config
 
+ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("none", "plain", "crop_gate", "gradient")
 METRICS = {"f1": "edge F1", "edge_psnr": "edge PSNR, dB", "psnr": "PSNR, dB"}
 # 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom.
@@ -70,14 +71,13 @@ class Result:
 
 
 def arm_file(arm: str) -> Path:
+    """The config of an arm."""
     return ROOT / "configs/demo/edge_experiment" / f"{arm}.yaml"
 
 
 def build_model(config: Config) -> LatentDiffusionSRTextWT:
-    block = dict(config.values["model"])
-    rate = block.pop("base_learning_rate")
-    model = instantiate_from_config(block)
-    model.learning_rate = rate
+    """The model of an arm, with its learning rate."""
+    model: LatentDiffusionSRTextWT = build.build_model(config, learning_rate=config.get("model.base_learning_rate"))
     return model
 
 
@@ -108,6 +108,7 @@ def measure_seconds(words: Sequence[str], rounds: int) -> dict[str, float]:
 
 
 def edges_of(images_pm1: Tensor) -> np.ndarray:
+    """Canny edges of (B, 3, H, W) in [-1, 1]: bool (B, H, W)."""
     return EdgeMapGenerator().edges_01(images_pm1)[:, 0].bool().numpy()
 
 
@@ -119,7 +120,8 @@ def evaluate(config: Config, sampling_steps: int) -> dict[str, float]:
     for seed in (1, 2):
         pair, rng = pair_of(config, seed), torch_rng("cpu", "edge experiment", seed)
         z_lq = model.encode(pair, rng).z_lq
-        z = model.sample(z_lq, model.context(len(pair)), steps=sampling_steps, sampler="ddim", noise=model.noise(rng))
+        guidance = Guidance(model.context(len(pair)))
+        z = model.sample(z_lq, guidance, Sampling(sampling_steps, "ddim"), noise=model.noise(rng))
         sample_pm1 = model.decode(z).clamp(-1, 1)
         for pred, true, mine, gt in zip(
             edges_of(sample_pm1), edges_of(pair.gt_pm1), sample_pm1, pair.gt_pm1, strict=True
@@ -217,6 +219,7 @@ def check_same_settings(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
+    """Run the command line; returns the exit status."""
     parser = OneLineParser("edge_experiment.py", description=__doc__)
     parser.add_argument("--out", type=some_path, default=Path("logs/edge_experiment"))
     parser.add_argument("--steps", type=int, default=60)

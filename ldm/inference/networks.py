@@ -1,6 +1,6 @@
 """The networks of an upscaler, from a config and its checkpoints, where and in the precision that they are to run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -14,15 +14,15 @@ from basicsr.utils.errors import UserError
 from ldm import shipped
 from ldm.config import Config, load_config
 from ldm.models.autoencoder import AutoencoderKLResi
+from ldm.models.build import build_model
 from ldm.models.diffusion.checkpoint import read_state_dict
 from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
 from ldm.modules.diffusionmodules.blocks import Downsample
-from ldm.util import get_obj_from_str, instantiate_from_config
+from ldm.util import get_obj_from_str
 
 DEMO_CONFIG = shipped.root() / "configs/demo/upscaler.yaml"
 DEMO_WEIGHTS = shipped.root() / "configs/demo/upscaler.safetensors"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FIRST_STAGE = "first_stage_model."
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,11 @@ def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRText
                 f"{ckpt} holds no {name} weights: it is no checkpoint of StableSR; give one, such as "
                 "stablesr_000117.ckpt or a run's checkpoints/last.ckpt"
             )
-    params: dict[str, Any] = {**block["params"], "ckpt_path": str(ckpt), "edge_loss_weight": 0.0}
-    first_stage = params.get("first_stage_config", {}).get("params", {})
-    if first_stage.get("ckpt_path"):
-        if not any(key.startswith(FIRST_STAGE) for key in keys):  # weights that leave the autoencoder to its own file
-            params["ignore_keys"] = [*params.get("ignore_keys", ()), FIRST_STAGE]
-    return instantiate_from_config({"target": block["target"], "params": params})
+    params: dict[str, Any] = {**block["params"], "edge_loss_weight": 0.0}
+    model: LatentDiffusionSRTextWT = build_model(
+        replace(config, values={**config.values, "model": {**block, "params": params}}), ckpt=ckpt
+    )
+    return model
 
 
 def _cfw(config: Config, cfw_ckpt: str | Path) -> AutoencoderKLResi:

@@ -26,8 +26,10 @@ from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks
 from ldm.inference.picture import AnyPicture, Picture, understood
 from ldm.inference.settings import MIN_TILE, UpscaleSettings
 from ldm.inference.tiled_vae import TiledAutoencoder, Watch, unwatched
-from ldm.models.diffusion.sampling import noise_of_pictures, started_at
+from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.sampling import Sampling, noise_of_pictures, truncated
 from ldm.models.diffusion.schedule import space_timesteps
+from ldm.models.diffusion.tiling import Tiling
 
 MIN_SIDE = 8  # pixels: there is nothing to see in less
 BYTES_PER_PIXEL = 100  # of the result: eight canvases of three floats, rounded up
@@ -46,7 +48,7 @@ class Upscaler:
         self.settings = settings
         self.tile, self.overlap = _tiles(networks, settings)  # latent cells
         # Now rather than at every picture: both raise UserError for steps that the process does not have.
-        space_timesteps(len(started_at(networks.model.betas_of_process, settings.start_t)), settings.steps)
+        space_timesteps(len(truncated(networks.model.betas_of_process, settings.start_t)), settings.steps)
 
     @classmethod
     def from_checkpoint(
@@ -152,21 +154,16 @@ class Upscaler:
     def _sample(self, z_lq: Tensor, rngs: Sequence[torch.Generator], watch: Watch) -> Tensor:
         chosen, model = self.settings, self.networks.model
         prompts = [chosen.prompt, chosen.negative_prompt]
-        context, uncond = model.text(model.cond_stage_model, prompts, self.networks.device)[:, None]
+        context, uncond = model.contexts(prompts).to(self.networks.device)[:, None]
+        together = max(1, chosen.batch // len(z_lq))
+        tiling = Tiling(self.tile, self.overlap, together) if self.tile else None
         with model.ema_scope():
             return model.sample(
                 z_lq,
-                context,
-                steps=chosen.steps,
-                sampler=chosen.sampler,
-                eta=chosen.eta,
-                start_t=chosen.start_t,
-                guidance_scale=chosen.guidance_scale,
-                uncond=uncond,
+                Guidance(context, uncond, chosen.guidance_scale),
+                Sampling(chosen.steps, chosen.sampler, chosen.eta, chosen.start_t),
+                tiling=tiling,
                 noise=noise_of_pictures(rngs, z_lq.device),
-                tile_size=self.tile,
-                tile_overlap=self.overlap,
-                tile_batch=max(1, chosen.batch // len(z_lq)),
                 progress=lambda steps: watch("sampling", steps),
             )
 
