@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,7 +80,7 @@ def flops_without_data(size: str, frame: int) -> dict[str, float]:
             model.decode(latent(side).requires_grad_()).sum().backward()
             with torch.no_grad():
                 model.decode(latent(side))
-        return counter.get_total_flops()
+        return float(counter.get_total_flops())
 
     with FlopCounterMode(display=False) as counter:
         picture, t = torch.empty(1, 3, frame, frame, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
@@ -116,7 +117,7 @@ class Bench:
         lq_pm1 = (gt_pm1 + 0.1 * torch.randn_like(gt_pm1)).clamp(-1, 1)
         self.pair = Pair(lq_pm1, gt_pm1, ("photograph",) * batch)
         self.model.context(1)  # the text is encoded once, not at every step
-        self.synchronize = torch.cuda.synchronize if gt_pm1.is_cuda else lambda: None
+        self.synchronize: Callable[[], None] = torch.cuda.synchronize if gt_pm1.is_cuda else lambda: None
 
     def step(self, arm: str, index: int) -> float:
         """Seconds of one step; the index decides timesteps, noise and windows."""
