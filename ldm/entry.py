@@ -19,8 +19,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("ldm.training.cli", "train a model, or go on with a run"),
     "upscale": Command("scripts.upscale", "make pictures larger and sharper"),
-    "evaluate": Command("scripts.evaluate", "measure the checkpoints of runs"),
-    "compare": Command("scripts.compare_runs", "compare the runs of a report"),
+    "evaluate": Command("ldm.evaluation.measure.cli", "measure the checkpoints of runs"),
+    "compare": Command("ldm.evaluation.report.cli", "compare the runs of a report"),
     "app": Command("scripts.app", "serve a web page that upscales pictures"),
 }
 USAGE = "\n".join(

@@ -73,7 +73,7 @@ RULES: list[tuple[Rule, dict[str, str]]] = [
         "ldm/models/diffusion/process.py": "from ldm.models.build import build_model",
         "ldm/data/datamodule.py": "from ldm.models import autoencoder",
         "ldm/inference/f.py": "from ldm.evaluation.measure import runs",
-        "ldm/inference/g.py": "import ldm.training.run_folder",
+        "ldm/inference/g.py": "import ldm.training.plots",
         "ldm/evaluation/measure/runs.py": "from ldm.training import run_folder",
         "ldm/evaluation/report/page.py": "import torch",
         "ldm/evaluation/report/summary.py": "from ldm.evaluation.measure.records import Record",
