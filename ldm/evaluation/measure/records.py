@@ -54,8 +54,9 @@ class Record:
         return {"gt": self.picture.gt_identity, "border": self.settings.border, "version": METRICS_VERSION}
 
     @property
-    def _lpips_from(self) -> list[str]:
-        return [self.settings.lpips, self.settings.lpips_weights]
+    def _lpips_from(self) -> str:
+        """Network and weights, so that numbers of one are not taken for another's."""
+        return f"{self.settings.lpips} {self.settings.lpips_weights}"
 
     def read(self) -> dict[str, float] | None:
         """The metrics, NaN where one is not defined; None where they are not there or were measured otherwise.
@@ -90,8 +91,8 @@ class Record:
             metrics["lpips"] = lpips(sr_01, gt_01, self.settings.border)
         finite = {name: None if math.isnan(value) else value for name, value in metrics.items()}
         about = {"checkpoint": self.source.path, "step": self.source.step, "picture": self.picture.name}
+        about |= {"lpips_from": self._lpips_from}
         content = {**about, "settings": asdict(self.settings), "measured_from": self._measured_from, "metrics": finite}
-        content["lpips_from"] = self._lpips_from
         write_whole(self.numbers, json.dumps(content, indent=1))
 
     def restore(self, networks: Networks | None) -> None:
