@@ -41,8 +41,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     Args:
         batch_size: samples per process and step.
-        train, validation: `{target, params}` of data sets such as RealESRGANDataset; either may be absent. A data set with
-            `gives_pairs` holds LQ as well, at GT's size: its samples pass as they are.
+        train, validation: `{target, params}` of data sets such as RealESRGANDataset; either may be absent. Data sets
+            with `gives_pairs` hold LQ as well, at GT's size: their samples pass as they are.
         test: stands in for `validation` where that is absent, as in a `test_data:` block.
         num_workers: loader processes per training process; None for up to 8, by the number of cores.
         wrap: accepted and without effect; StableSR's YAMLs carry it.
