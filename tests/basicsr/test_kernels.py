@@ -99,7 +99,7 @@ def test_exponents_fall_below_and_above_one_equally_often() -> None:
     rng = np.random.default_rng(2)
     betas = np.array([kernels._random_beta(rng, 0.5, 4) for _ in range(1000)])
     assert np.mean(betas < 1) == pytest.approx(0.5, abs=0.05)
-    assert 0.5 <= betas.min() and 3.5 < betas.max() <= 4
+    assert betas.min() >= 0.5 and 3.5 < betas.max() <= 4
     assert {kernels._random_beta(rng, 1.0, 1.0) for _ in range(5)} == {1.0}
     outside = [kernels._random_beta(rng, 1.5, 4) for _ in range(100)]  # a range without 1 is respected
     assert min(outside) >= 1.5

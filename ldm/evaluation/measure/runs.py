@@ -9,7 +9,7 @@ from pathlib import Path
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest
 from ldm.config import Config, load_config
-from ldm.training.run_folder import RunFolder, checkpoint_outline
+from ldm.run_folder import RunFolder, checkpoint_outline
 
 SELECTIONS = "all, last, best or every:N"
 
