@@ -81,10 +81,8 @@ class PictureSources:
             UserError: a folder or list that is missing or gives no picture, an invalid value.
         """
         suffixes = suffixes_of(self.image_type)
-        if self.meta_info:
-            pictures = listed(self.meta_info, self.gt_path)
-        else:
-            pictures = search("gt_path", self.gt_path, suffixes)
+        found = listed(self.meta_info, self.gt_path) if self.meta_info else None
+        pictures = search("gt_path", self.gt_path, suffixes) if found is None else found
         if self.face_gt_path:
             pictures += _subset(search("face_gt_path", self.face_gt_path, suffixes), self.num_face, seed)
         return self._without_small(pictures) if self.skip_small else pictures

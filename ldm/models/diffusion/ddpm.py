@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.errors import fields_named
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
@@ -218,7 +219,8 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """The loss on one batch; all its randomness is a function of seed, rank, epoch and batch."""
         place = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
-        loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
+        with fields_named(lambda field: f"model.params.{field}"):  # whoever trains has a config
+            loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
         if self.use_edge_loss:
             for name, last in self.now_and_then.named_children():
                 value = parts.pop(f"train/{name}", None)
