@@ -169,7 +169,7 @@ def test_threads_that_share_networks_keep_their_own_weight_of_features(wrapped: 
     waited = threading.local()
 
     def meet(*_: object) -> None:
-        # The upscales meet once, before any of them decodes: whatever they set before on the networks, the last one won.
+        # The upscales meet once, before any of them decodes: of what they set on the networks the last one would win.
         if not getattr(waited, "done", False):
             waited.done = True
             together.wait()
