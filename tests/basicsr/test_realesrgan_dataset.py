@@ -255,11 +255,11 @@ def test_skip_small(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_is_not_there_is_an_error_at_start(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match="gt_path: .*nowhere does not exist"):
+    with pytest.raises(UserError, match="^gt_path is .*nowhere, which does not exist"):
         RealESRGANDataset(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=f"gt_path: {tmp_path}/nowhere does not exist"):
+    with pytest.raises(UserError, match=f"^gt_path is {tmp_path}/nowhere, which does not exist"):
         RealESRGANDataset("~/nowhere")
-    with pytest.raises(UserError, match="face_gt_path: .*nowhere does not exist"):
+    with pytest.raises(UserError, match="^face_gt_path is .*nowhere, which does not exist"):
         RealESRGANDataset(str(zoo), face_gt_path=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="gt_path: no .*file below .*; give a folder of pictures"):
         RealESRGANDataset(str(tmp_path))
