@@ -19,24 +19,20 @@ import statistics
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from a clone, nothing installed
-
-from basicsr.data.pair_pool import Pair  # noqa: E402
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from benchmarks.canny_speed import photograph_batch  # noqa: E402
-from benchmarks.memory import peak_rss  # noqa: E402
-from ldm.config import load_config  # noqa: E402
-from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT  # noqa: E402
-from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
-from ldm.modules.losses.edge_options import EdgeOptions  # noqa: E402
-from ldm.util import instantiate_from_config  # noqa: E402
+from basicsr.data.pair_pool import Pair
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from benchmarks.canny_speed import photograph_batch
+from benchmarks.memory import peak_rss
+from ldm.config import load_config
+from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.util import instantiate_from_config
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both
@@ -57,7 +53,7 @@ def build(size: str, device: str) -> LatentDiffusionSRTextWT:
         "model.params.edge_loss_weight=0",
         "model.params.edge_decoder_checkpoint=false",
     ]
-    block = dict(load_config([ROOT / CONFIGS[size]], overrides).values["model"])
+    block = dict(load_config([CONFIGS[size]], overrides).values["model"])
     block.pop("base_learning_rate", None)
     with torch.device(device):
         return instantiate_from_config(block)
@@ -90,7 +86,7 @@ def flops_without_data(size: str, frame: int) -> dict[str, float]:
         for _ in ("truth", "degraded"):
             with torch.no_grad():
                 model.first_stage_model.encode(picture)
-        width = load_config([ROOT / CONFIGS[size]]).get("model.params.unet_config.params.context_dim")
+        width = load_config([CONFIGS[size]]).get("model.params.unet_config.params.context_dim")
         context = torch.empty(1, 77, width, device="meta")
         model.p_losses(latent(cells), context, model.structcond_stage_model(latent(cells), t), t, t)[0].backward()
     plain = counter.get_total_flops()

@@ -10,7 +10,6 @@ noise: how much steeper their difference is across the tiles' borders than elsew
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,21 +19,19 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline  # noqa: E402
-from basicsr.data.realesrgan_dataset import RealESRGANDataset  # noqa: E402
-from basicsr.metrics.edge_metrics import edge_precision_recall_f1  # noqa: E402
-from basicsr.metrics.seams import seam_score  # noqa: E402
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from basicsr.utils.img_util import read_rgb_01  # noqa: E402
-from basicsr.utils.rng import torch_rng  # noqa: E402
-from ldm.config import load_config  # noqa: E402
-from ldm.inference.networks import DEMO_CONFIG  # noqa: E402
-from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler  # noqa: E402
-from ldm.models.diffusion.tiling import tile_starts  # noqa: E402
-from ldm.plots import labelled_grid  # noqa: E402
-from scripts.demo_photos import write  # noqa: E402
+from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
+from basicsr.data.realesrgan_dataset import RealESRGANDataset
+from basicsr.metrics.edge_metrics import edge_precision_recall_f1
+from basicsr.metrics.seams import seam_score
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.img_util import read_rgb_01
+from basicsr.utils.rng import torch_rng
+from ldm.config import load_config
+from ldm.inference.networks import DEMO_CONFIG
+from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler
+from ldm.models.diffusion.tiling import tile_starts
+from ldm.plots import labelled_grid
+from scripts.demo_photos import write
 
 
 def degraded(config_file: str | Path, photos: Path) -> list[tuple[str, Tensor, Tensor]]:

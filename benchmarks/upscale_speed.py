@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import skimage.data
@@ -25,18 +24,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.utils.rng import torch_rng  # noqa: E402
-from benchmarks.memory import peak_rss  # noqa: E402
-from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks  # noqa: E402
-from ldm.inference.picture import Picture  # noqa: E402
-from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler  # noqa: E402
-from ldm.inference.tiled_vae import TiledAutoencoder  # noqa: E402
-from ldm.models.diffusion import objective  # noqa: E402
-from ldm.models.diffusion.sampling import noise_of_pictures  # noqa: E402
-from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps  # noqa: E402
-from ldm.models.diffusion.tiling import tile_starts  # noqa: E402
+from basicsr.utils.rng import torch_rng
+from benchmarks.memory import peak_rss
+from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks
+from ldm.inference.picture import Picture
+from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler
+from ldm.inference.tiled_vae import TiledAutoencoder
+from ldm.models.diffusion import objective
+from ldm.models.diffusion.sampling import noise_of_pictures
+from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps
+from ldm.models.diffusion.tiling import tile_starts
 
 VARIANTS = ("this project", "published loop", "published loop, whole-picture autoencoder")
 

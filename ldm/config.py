@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from basicsr.utils.errors import UserError, did_you_mean, first_line
+from ldm import shipped
 from ldm.util import check_arguments, get_obj_from_str
 
 COMMAND_LINE = "command line"
@@ -82,7 +83,7 @@ def load_config(
     except OmegaConfBaseException as error:
         raise UserError(f"config: {first_line(error)}") from error
     assert isinstance(values, dict)
-    return Config(values, sources)  # type: ignore[arg-type]
+    return Config(_with_shipped_files(values), sources)  # type: ignore[arg-type]
 
 
 def check_config(config: Config, *, trainer: Callable, modelcheckpoint: Callable) -> None:
@@ -159,8 +160,23 @@ def _where_to_get(path: KeyPath, item: str) -> str:
     return f"set {key}=FOLDER to a folder with your own photographs (searched with its subfolders)"
 
 
+def _with_shipped_files(node: Any) -> Any:
+    """The config with those weights that come with this project by the path at which they are found."""
+    if isinstance(node, list):
+        return [_with_shipped_files(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: str(shipped.find(value))
+        if key == "ckpt_path" and isinstance(value, str) and value.startswith(f"{shipped.CONFIGS}/")
+        else _with_shipped_files(value)
+        for key, value in node.items()
+    }
+
+
 def _read_chain(file: Path, above: tuple[Path, ...]) -> list[tuple[str, DictConfig]]:
     """The layers of a YAML: first those of the file that its `base:` names, then its own."""
+    file = shipped.find(file)
     if file.resolve() in above:
         circle = " -> ".join(path.name for path in (*above, file))
         raise UserError(f"{file}: `base:` runs in a circle: {circle}")
@@ -171,7 +187,8 @@ def _read_chain(file: Path, above: tuple[Path, ...]) -> list[tuple[str, DictConf
     layers: list[tuple[str, DictConfig]] = []
     for parent in [parents] if isinstance(parents, str) else parents or []:
         try:
-            layers += _read_chain(file.parent / parent, (*above, file.resolve()))
+            beside = file.parent / parent
+            layers += _read_chain(beside if beside.exists() else shipped.find(parent), (*above, file.resolve()))
         except UserError as error:
             # Say where the name came from, once.
             raise error if above or "base:" in str(error) else UserError(f"{error} (`base:` of {file})") from error

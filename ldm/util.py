@@ -8,6 +8,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from basicsr.utils.errors import UserError, closest, did_you_mean
 
+# What YAMLs call main.NAME, by its home: in a clone main.py hands these on, and an installed package has no main.py.
+MAIN = {
+    "DataModuleFromConfig": "ldm.data.datamodule",
+    "EdgeProbe": "ldm.callbacks",
+    "ImageLogger": "ldm.callbacks",
+    "SampleMetrics": "ldm.callbacks_validation",
+}
+
 
 def get_obj_from_str(path: str) -> Any:
     """The class or function that a dotted name such as `ldm.models.autoencoder.AutoencoderKL` stands for.
@@ -18,6 +26,8 @@ def get_obj_from_str(path: str) -> Any:
     module_name, _, name = str(path).rpartition(".")
     if not module_name:
         raise UserError(f"target {path!r} is not a dotted name such as ldm.models.autoencoder.AutoencoderKL")
+    if module_name == "main":
+        module_name = MAIN.get(name, module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

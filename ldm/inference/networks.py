@@ -11,6 +11,7 @@ from torch import nn
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
+from ldm import shipped
 from ldm.config import Config, load_config
 from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.diffusion.checkpoint import read_state_dict
@@ -18,9 +19,8 @@ from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
 from ldm.modules.diffusionmodules.blocks import Downsample
 from ldm.util import get_obj_from_str, instantiate_from_config
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO_CONFIG = ROOT / "configs/demo/upscaler.yaml"
-DEMO_WEIGHTS = ROOT / "configs/demo/upscaler.safetensors"
+DEMO_CONFIG = shipped.root() / "configs/demo/upscaler.yaml"
+DEMO_WEIGHTS = shipped.root() / "configs/demo/upscaler.safetensors"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_STAGE = "first_stage_model."
 
@@ -114,17 +114,9 @@ def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRText
     params: dict[str, Any] = {**block["params"], "ckpt_path": str(ckpt), "edge_loss_weight": 0.0}
     first_stage = params.get("first_stage_config", {}).get("params", {})
     if first_stage.get("ckpt_path"):
-        params["first_stage_config"] = _relocated(params["first_stage_config"])
         if not any(key.startswith(FIRST_STAGE) for key in keys):  # weights that leave the autoencoder to its own file
             params["ignore_keys"] = [*params.get("ignore_keys", ()), FIRST_STAGE]
     return instantiate_from_config({"target": block["target"], "params": params})
-
-
-def _relocated(first_stage: dict[str, Any]) -> dict[str, Any]:
-    """The block with a path that holds outside of the project's folder too."""
-    path = Path(first_stage["params"]["ckpt_path"])
-    found = path if path.exists() else ROOT / path
-    return {**first_stage, "params": {**first_stage["params"], "ckpt_path": str(found)}}
 
 
 def _cfw(config: Config, cfw_ckpt: str | Path) -> AutoencoderKLResi:
