@@ -35,6 +35,7 @@ from ldm.config import Config, check_config, check_paths, load_config
 from ldm.console import speak
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.loggers import CHOICES, finish_loggers, is_first_process, make_loggers, read_metrics, wandb_folder
+from ldm.models import build
 from ldm.plots import save_loss_curves
 from ldm.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
 from ldm.util import instantiate_from_config
@@ -208,8 +209,7 @@ def build_data(config: Config, settings: RunSettings, block: str) -> DataModuleF
 
 def build_model(config: Config, settings: RunSettings, trainer: pl.Trainer) -> pl.LightningModule:
     """The model with its learning rate: base_learning_rate, scaled where --scale_lr asks for it."""
-    block = dict(config.values["model"])
-    base = block.pop("base_learning_rate", None)
+    base = config.get("model.base_learning_rate")
     if isinstance(base, bool) or not isinstance(base, (int, float)) or not 0 < base < float("inf"):
         raise UserError(f"model.base_learning_rate is {base!r}: it must be a number above 0, such as 5.0e-05")
     rate, text = float(base), ""
@@ -217,8 +217,7 @@ def build_model(config: Config, settings: RunSettings, trainer: pl.Trainer) -> p
         batch, accumulate = config.get("data.params.batch_size"), trainer.accumulate_grad_batches
         rate *= trainer.world_size * batch * accumulate
         text = f" = {base:g} (base) x {trainer.world_size} (processes) x {batch} (batch) x {accumulate} (accumulation)"
-    model = instantiate_from_config(block)
-    model.learning_rate = rate
+    model: pl.LightningModule = build.build_model(config, learning_rate=rate)
     log.info("learning rate %g%s, on %d x %s", rate, text, trainer.world_size, trainer.strategy.root_device.type)
     return model
 

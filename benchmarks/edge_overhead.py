@@ -29,10 +29,10 @@ from basicsr.utils.edge_utils import EdgeMapGenerator
 from benchmarks.canny_speed import photograph_batch
 from benchmarks.memory import peak_rss
 from ldm.config import load_config
+from ldm.models.build import build_model
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.edge_options import EdgeOptions
-from ldm.util import instantiate_from_config
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both
@@ -53,10 +53,9 @@ def build(size: str, device: str) -> LatentDiffusionSRTextWT:
         "model.params.edge_loss_weight=0",
         "model.params.edge_decoder_checkpoint=false",
     ]
-    block = dict(load_config([CONFIGS[size]], overrides).values["model"])
-    block.pop("base_learning_rate", None)
     with torch.device(device):
-        return instantiate_from_config(block)
+        model: LatentDiffusionSRTextWT = build_model(load_config([CONFIGS[size]], overrides))
+    return model
 
 
 def set_arm(model: LatentDiffusionSRTextWT, options: EdgeOptions) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from basicsr.utils.rng import torch_rng
 from benchmarks.canny_speed import photograph_batch
 from ldm.config import load_config
-from ldm.models.diffusion import first_stage
+from ldm.models.diffusion.first_stage import FirstStage
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.edge_windows import draw_uniform
 from ldm.util import instantiate_from_config
@@ -51,9 +51,10 @@ def main() -> int:
     autoencoder = instantiate_from_config(config.get("model.params.first_stage_config")).eval()
     scale, rng = config.get("model.params.scale_factor", 0.18215), torch_rng("cpu", "window error")
     gt_pm1 = photograph_batch(16, args.frame, "cpu")
-    z_gt = first_stage.encode(autoencoder, gt_pm1, scale, rng)
+    first_stage = FirstStage(autoencoder, scale)
+    z_gt = first_stage.encode(gt_pm1, rng)
     z_pred = z_gt + args.noise * torch.randn(z_gt.shape, generator=rng)
-    full_gt, full_pred = (first_stage.decode(autoencoder, z, scale) for z in (z_gt, z_pred))
+    full_gt, full_pred = (first_stage.decode(z) for z in (z_gt, z_pred))
     cell, criterion = full_gt.shape[-1] // z_gt.shape[-1], EdgeLoss()
     print(f"16 frames of {args.frame} pixels, {args.windows} windows each, f = {cell}, noise {args.noise}")
     print(f"{'window':>8}{'picture':>10}{'inner half':>12}{'|loss diff|':>13}{'loss ratio':>12}{'correlation':>13}")
@@ -61,7 +62,7 @@ def main() -> int:
         rows = []
         for _ in tqdm(range(args.windows), desc=f"{side} cells", leave=False):
             windows = draw_uniform(z_gt, side, rng)
-            gt, pred = (first_stage.decode(autoencoder, windows.cut(z), scale) for z in (z_gt, z_pred))
+            gt, pred = (first_stage.decode(windows.cut(z)) for z in (z_gt, z_pred))
             part_gt, part_pred = windows.cut(full_gt, cell), windows.cut(full_pred, cell)
             loss = criterion(pred, gt).by_sample
             full_loss = criterion(part_pred, part_gt).by_sample

@@ -41,7 +41,10 @@ from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config, check_paths, load_config
 from ldm.console import OneLineParser, some_path
+from ldm.models import build
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.sampling import Sampling
 from ldm.util import instantiate_from_config
 
 ARMS = ("none", "plain", "crop_gate", "gradient")
@@ -74,10 +77,7 @@ def arm_file(arm: str) -> Path:
 
 
 def build_model(config: Config) -> LatentDiffusionSRTextWT:
-    block = dict(config.values["model"])
-    rate = block.pop("base_learning_rate")
-    model = instantiate_from_config(block)
-    model.learning_rate = rate
+    model: LatentDiffusionSRTextWT = build.build_model(config, learning_rate=config.get("model.base_learning_rate"))
     return model
 
 
@@ -119,7 +119,8 @@ def evaluate(config: Config, sampling_steps: int) -> dict[str, float]:
     for seed in (1, 2):
         pair, rng = pair_of(config, seed), torch_rng("cpu", "edge experiment", seed)
         z_lq = model.encode(pair, rng).z_lq
-        z = model.sample(z_lq, model.context(len(pair)), steps=sampling_steps, sampler="ddim", noise=model.noise(rng))
+        guidance = Guidance(model.context(len(pair)))
+        z = model.sample(z_lq, guidance, Sampling(sampling_steps, "ddim"), noise=model.noise(rng))
         sample_pm1 = model.decode(z).clamp(-1, 1)
         for pred, true, mine, gt in zip(
             edges_of(sample_pm1), edges_of(pair.gt_pm1), sample_pm1, pair.gt_pm1, strict=True

@@ -24,7 +24,7 @@ LIGHTNING_ROOMS = (
 FLOORS = (
     {"schedule", "first_stage", "conditioning", "checkpoint", "tiling"},
     {"objective"},
-    {"edge_term", "sampling"},
+    {"edge_term", "sampling", "guidance"},
     {"training_loss"},
     {"ddpm"},
 )

@@ -1,7 +1,5 @@
 """From a checkpoint to restored pictures: the one place where an evaluation touches the model."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,9 +9,10 @@ from ldm.inference.networks import Networks
 from ldm.inference.picture import Picture
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.settings import Sampler, UpscaleSettings
-from ldm.models.diffusion import first_stage
+from ldm.models.build import build_model
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
-from ldm.util import instantiate_from_config
+from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.sampling import Sampling
 
 
 def load_networks(run: Run, checkpoint: Checkpoint, device: torch.device) -> Networks:
@@ -22,12 +21,7 @@ def load_networks(run: Run, checkpoint: Checkpoint, device: torch.device) -> Net
     Raises:
         UserError: the file does not fit the config, or is another one than when it was selected.
     """
-    params: dict[str, Any] = {**run.config.get("model.params"), "ckpt_path": str(checkpoint.path), "ignore_keys": []}
-    first = params["first_stage_config"]
-    without_weights = {**first, "params": {**(first.get("params") or {}), "ckpt_path": None}}
-    model = instantiate_from_config(
-        {"target": run.config.get("model.target"), "params": {**params, "first_stage_config": without_weights}}
-    )
+    model: LatentDiffusionSRTextWT = build_model(run.config, ckpt=checkpoint.path)
     if read_checkpoint(checkpoint.path).identity != checkpoint.identity:
         raise UserError(f"{checkpoint.path} was written anew while it was read: run the same command again")
     frame = run.config.get("degradation.gt_size") or model.first_stage_model.config.resolution
@@ -55,7 +49,7 @@ def sample_frames(
 ) -> Tensor:
     """LQ frames (B, 3, H, W) in [-1, 1], of a size that the model trains on -> restored ones, clamped to [-1, 1]."""
     with model.ema_scope():
-        z_lq = first_stage.encode(model.first_stage_model, lq_pm1, model.scale_factor, rng)
-        context = model.context(len(z_lq))
-        z = model.sample(z_lq, context, steps=steps, sampler=sampler, noise=model.noise(rng))
+        z_lq = model.first_stage.encode(lq_pm1, rng)
+        guidance = Guidance(model.context(len(z_lq)))
+        z = model.sample(z_lq, guidance, Sampling(steps, sampler), noise=model.noise(rng))
         return model.decode(z).clamp(-1, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -38,6 +39,16 @@ class Picture:
         """Height and width in pixels."""
         return self.rgb_01.shape[1], self.rgb_01.shape[2]
 
+    def opaque(self) -> Tensor:
+        """The colours (3, H, W), where transparency hides them continued from what shows.
+
+        Files hold anything there, black as a rule: it would bleed into what shows as soon as pixels are mixed. What
+        shows by an eighth or more keeps its colour.
+        """
+        if self.alpha_01 is None:
+            return self.rgb_01
+        return extended(self.rgb_01[None], (8 * self.alpha_01[None]).clamp(max=1))[0]
+
     @classmethod
     def from_stored(cls, picture: StoredPicture) -> "Picture":
         """From `read_picture`."""
@@ -48,7 +59,8 @@ class Picture:
     def from_planes(cls, planes_01: Tensor) -> "Picture":
         """From (C, H, W): grey, grey and alpha, RGB, or RGB and alpha.
 
-        Raises UserError for other shapes and for values outside [0, 1].
+        Raises:
+            UserError: another shape, or values outside [0, 1].
         """
         if planes_01.ndim != 3 or not 1 <= len(planes_01) <= 4 or 0 in planes_01.shape:
             raise UserError(
@@ -73,34 +85,40 @@ class Picture:
         """(H, W, C), uint8 or uint16, rounded."""
         return (self.planes() * np.iinfo(dtype).max).round().permute(1, 2, 0).numpy().astype(dtype)
 
+    def metadata(self) -> dict[str, bytes]:
+        """EXIF, and the ICC profile where it is one of grey for a grey picture, or one of RGB for one of colours."""
+        space = self.icc_profile[16:20]  # the profile's header says which colours it is for
+        kept = {"exif": self.exif, "icc_profile": self.icc_profile if space == (b"RGB ", b"GRAY")[self.grey] else b""}
+        return {name: value for name, value in kept.items() if value}
+
     def to_pil(self) -> Image.Image:
         """With 8 bits per channel; EXIF and ICC profile are in `info`."""
         pixels = self.pixels(np.uint8)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        image.info |= {name: value for name, value in self._metadata().items() if value}
+        image.info |= self.metadata()
         return image
 
     def to_png(self, bits: int) -> bytes:
         """A PNG file with 8 or 16 bits per channel."""
         if bits == 8:
             buffer = io.BytesIO()
-            self.to_pil().save(buffer, "PNG", **{name: value or None for name, value in self._metadata().items()})
+            self.to_pil().save(buffer, "PNG", **self.metadata())
             return buffer.getvalue()
         # Pillow writes no 16-bit colour; OpenCV orders channels the other way and knows no grey with alpha.
         colour = replace(self, grey=self.grey and self.alpha_01 is None)
         pixels = colour.pixels(np.uint16)
         if pixels.shape[2] > 1:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-        kinds = {cv2.IMAGE_METADATA_EXIF: self.exif, cv2.IMAGE_METADATA_ICCP: self.icc_profile}
-        kept = {kind: np.frombuffer(value, np.uint8) for kind, value in kinds.items() if value}
+        kinds = {"exif": cv2.IMAGE_METADATA_EXIF, "icc_profile": cv2.IMAGE_METADATA_ICCP}
+        kept = {kinds[name]: np.frombuffer(value, np.uint8) for name, value in colour.metadata().items()}
         return cv2.imencodeWithMetadata(".png", pixels, list(kept), list(kept.values()))[1].tobytes()
-
-    def _metadata(self) -> dict[str, bytes]:
-        return {"exif": self.exif, "icc_profile": self.icc_profile}
 
 
 def marked(png: bytes, mark: str) -> bytes:
-    """A PNG file with a text in it (chunk tEXt, before the pixels), which says what it was made from."""
+    """A PNG file with a text in it (chunk tEXt, before the pixels), which says what it was made from.
+
+    Pillow could write it, but not into 16-bit colour, which it does not write at all.
+    """
     text = b"tEXt" + MARK.encode() + b"\0" + mark.encode("ascii")
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     return png[:AFTER_HEADER] + chunk + png[AFTER_HEADER:]
@@ -111,15 +129,18 @@ def mark_of(file: Path) -> str | None:
     try:
         with Image.open(file) as image:
             return image.info.get(MARK)
-    except OSError:  # no picture
+    except OSError:  # not a picture
         return None
 
 
-def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPicture]]:
+def to_picture(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPicture]]:
     """A picture and the way back to the kind that it came as.
 
     PIL images of any mode; arrays (H, W) or (H, W, C), uint8, uint16 or float in [0, 1]; tensors (C, H, W), float in
-    [0, 1]. Type and device are kept. Raises UserError for everything else.
+    [0, 1]. Type and device are kept.
+
+    Raises:
+        UserError: it is something else.
     """
     if isinstance(picture, Image.Image):
         try:
@@ -138,7 +159,7 @@ def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPic
     array = picture[..., None] if picture.ndim == 2 else picture
     values = array.astype(np.float32) if array.dtype.kind == "f" else as_01(array)
     if values.ndim != 3:
-        raise UserError(f"an array of shape {picture.shape} is no picture; give (H, W) or (H, W, C)")
+        raise UserError(f"an array of shape {picture.shape} is not a picture; give (H, W) or (H, W, C)")
 
     def back(result: Picture) -> np.ndarray:
         pixels = (
@@ -149,3 +170,18 @@ def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPic
         return pixels[..., 0] if picture.ndim == 2 else pixels
 
     return Picture.from_planes(torch.from_numpy(values).permute(2, 0, 1)), back
+
+
+def extended(rgb: Tensor, weight: Tensor) -> Tensor:
+    """Colours (B, 3, H, W) where `weight` (B, 1, H, W), 0 to 1, is 1; elsewhere the average of those nearby.
+
+    Pull-push interpolation (Gortler et al. 1996, section 3.4): averages of ever larger blocks, from the whole picture
+    down, are mixed with the finer ones by their weight.
+    """
+    if weight.min() == 1 or max(rgb.shape[-2:]) == 1:
+        return rgb
+    total = F.avg_pool2d(weight, 2, ceil_mode=True)
+    average = F.avg_pool2d(rgb * weight, 2, ceil_mode=True) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    coarse = extended(average, (4 * total).clamp(max=1))
+    filled = F.interpolate(coarse, size=rgb.shape[-2:], mode="bilinear")
+    return weight * rgb + (1 - weight) * filled

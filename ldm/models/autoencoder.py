@@ -26,8 +26,6 @@ class AutoencoderKL(pl.LightningModule):
     and `monitor` are accepted from published YAMLs and change nothing here.
     """
 
-    learning_rate: float = 1e-4
-
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -37,8 +35,10 @@ class AutoencoderKL(pl.LightningModule):
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
         monitor: str | None = None,
+        learning_rate: float = 1e-4,
     ) -> None:
         super().__init__()
+        self.learning_rate = learning_rate
         if wrong := check_arguments(DDConfig, ddconfig, name="ddconfig"):
             raise UserError(wrong[1])
         config = DDConfig(**ddconfig)
@@ -61,9 +61,9 @@ class AutoencoderKL(pl.LightningModule):
         """The posterior over unscaled latents."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(image_pm1)))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Unscaled latents to a picture, not clamped."""
-        return self.decoder(self.post_quant_conv(z))
+    def decode(self, z: Tensor, recompute: bool = False) -> Tensor:
+        """Unscaled latents to a picture, not clamped; `recompute` saves memory in the backward pass (`Decoder`)."""
+        return self.decoder(self.post_quant_conv(z), recompute=recompute)
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """One step of reconstruction on the pairs' true pictures."""

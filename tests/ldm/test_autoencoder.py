@@ -89,8 +89,7 @@ def test_training_lowers_the_loss_on_a_picture(tmp_path: Path) -> None:
         def train_dataloader(self) -> torch.utils.data.DataLoader:
             return torch.utils.data.DataLoader([vars(pair(0))] * self.count, batch_size=None)
 
-    vae = AutoencoderKL(ddconfig=SMALL["first_stage"], lossconfig=RECONSTRUCTION, embed_dim=4)
-    vae.learning_rate = 2e-3
+    vae = AutoencoderKL(ddconfig=SMALL["first_stage"], lossconfig=RECONSTRUCTION, embed_dim=4, learning_rate=2e-3)
 
     def measure() -> dict[str, torch.Tensor]:
         image = pair(0).gt_pm1

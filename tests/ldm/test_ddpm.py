@@ -53,8 +53,7 @@ def test_spade_and_structure_are_trained_and_nothing_else() -> None:
     }
     (group,) = model.configure_optimizers().param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters() if p.requires_grad}
-    model.learning_rate = 3e-4
-    assert model.configure_optimizers().param_groups[0]["lr"] == 3e-4
+    assert stage1(learning_rate=3e-4).configure_optimizers().param_groups[0]["lr"] == 3e-4
 
 
 def test_frozen_parts_stay_in_evaluation_mode() -> None:
@@ -104,7 +103,7 @@ def test_the_prompt_is_encoded_once_and_the_tower_let_go(fitted: tuple) -> None:
     assert model.cond_stage_model is None
     assert not any(name.startswith("cond_stage_model") for name, _ in model.named_parameters())
     with pytest.raises(UserError, match="'another' cannot be encoded; set model.params.keep_text_encoder=true"):
-        model.text(model.cond_stage_model, ["another"], "cpu")
+        model.contexts(["another"])
 
 
 def test_a_saved_checkpoint_is_complete(fitted: tuple) -> None:
@@ -142,7 +141,7 @@ def test_keep_text_encoder_keeps_it(tmp_path: Path) -> None:
     model = stage1(keep_text_encoder=True)
     run = trainer(tmp_path, 1)
     run.fit(model, Pairs(1))
-    assert model.text(model.cond_stage_model, ["another"], "cpu").shape == (1, 5, 32)
+    assert model.contexts(["another"]).shape == (1, 5, 32)
     run.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert set(saved) == set(model.state_dict())
@@ -151,8 +150,8 @@ def test_keep_text_encoder_keeps_it(tmp_path: Path) -> None:
 def test_distinct_prompts_are_encoded_once_each_and_kept_apart() -> None:
     model, prompts = stage1(), []
     model.cond_stage_model.register_forward_pre_hook(lambda _module, given: prompts.extend(given[0]))
-    first = model.text(model.cond_stage_model, ["cat", "dog", "cat"], "cpu")
-    again = model.text(model.cond_stage_model, ["dog", "bird"], "cpu")
+    first = model.contexts(["cat", "dog", "cat"])
+    again = model.contexts(["dog", "bird"])
     assert prompts == ["cat", "dog", "bird"]
     assert torch.equal(first[0], first[2])
     assert torch.equal(first[1], again[0])

@@ -13,23 +13,16 @@ from torch import Tensor, nn
 from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
-from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
-from ldm.models.diffusion import first_stage, objective
+from ldm.models.diffusion import objective
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
 from ldm.models.diffusion.edge_term import EdgeTerm
-from ldm.models.diffusion.sampling import (
-    Noise,
-    Progress,
-    noised_to_the_end,
-    sample_ddim,
-    sample_ddpm,
-    started_at,
-    steered,
-)
+from ldm.models.diffusion.first_stage import FirstStage
+from ldm.models.diffusion.guidance import Guidance, guided_denoiser
+from ldm.models.diffusion.sampling import DEFAULTS, SAMPLERS, Noise, Progress, Sampling, initial_latent, truncated
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
-from ldm.models.diffusion.tiling import Denoiser, tiled
+from ldm.models.diffusion.tiling import Denoiser, Tiling, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
 from ldm.modules.diffusionmodules.util import only_supports
 from ldm.modules.ema import LitEma
@@ -89,7 +82,6 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     `cond_stage_trainable`, `p2_gamma`, `p2_k`.
     """
 
-    learning_rate: float = 5e-5
     lvlb_weights: Tensor
     original_timesteps: Tensor
 
@@ -130,6 +122,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         prompt: str = "",
         keep_text_encoder: bool = False,
         use_ema: bool = False,
+        learning_rate: float = 5e-5,
         use_usm: bool = False,
         random_size: bool = False,
         conditioning_key: str = "crossattn",
@@ -175,13 +168,12 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         self.edge_balance = None if options.fraction is None else GradientBalance(options.fraction)
         self.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
         self.parameterization = parameterization
-        self.scale_factor = scale_factor
+        self.learning_rate = learning_rate
         self.prompt = prompt
         self.keep_text_encoder = keep_text_encoder
         self.training_loss = TrainingLoss(
             parameterization, loss_type, l_simple_weight, original_elbo_weight, logvar_init
         )
-        self.text = TextConditioner()
         self._released_text_tower: StateDict = {}
 
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
@@ -190,9 +182,10 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         self.model = DiffusionWrapper(unet_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.cond_stage_model: nn.Module | None = instantiate_from_config(cond_stage_config)
+        self.first_stage = FirstStage(self.first_stage_model, scale_factor, recompute=edge_decoder_checkpoint)
+        self.text = TextConditioner(self.cond_stage_model)
         self.structcond_stage_model = instantiate_from_config(structcond_stage_config)
         self._freeze(unfrozen_diff)
-        self.first_stage_model.decoder.checkpoint_activations = edge_decoder_checkpoint
         self.model_ema = LitEma(self.model) if use_ema else None
         self._load(ckpt_path, ignore_keys)
         self.train()
@@ -230,6 +223,11 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
             self.model_ema.reset(self.model)
 
     @property
+    def scale_factor(self) -> float:
+        """What latents are multiplied by after the autoencoder."""
+        return self.first_stage.scale_factor
+
+    @property
     def schedule(self) -> Schedule:
         """The training process's constants, on the model's device."""
         return Schedule(**{name: getattr(self, name) for name in Schedule.names()})
@@ -247,10 +245,10 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Encode the one prompt of training, then let the text tower go."""
-        self.text(self.cond_stage_model, [self.prompt], self.device)
-        if not self.keep_text_encoder and self.cond_stage_model is not None:
-            # Moved, not copied: DistributedDataParallel, too, holds on to these parameters.
-            self._released_text_tower = self.cond_stage_model.cpu().state_dict(prefix="cond_stage_model.")
+        self.contexts([self.prompt])
+        if not self.keep_text_encoder:
+            weights = {f"cond_stage_model.{name}": value for name, value in self.text.let_go().items()}
+            self._released_text_tower |= weights
             self.cond_stage_model = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -308,19 +306,20 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
 
     def encode(self, pair: Pair, rng: torch.Generator) -> Latents:
         """Pixels to scaled latents, without gradient."""
-        z_gt, z_lq = (
-            first_stage.encode(self.first_stage_model, image, self.scale_factor, rng)
-            for image in (pair.gt_pm1, pair.lq_pm1)
-        )
-        return Latents(z_gt, z_lq)
+        z_gt = self.first_stage.encode(pair.gt_pm1, rng)
+        return Latents(z_gt=z_gt, z_lq=self.first_stage.encode(pair.lq_pm1, rng))
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents to pictures, nominally in [-1, 1], differentiable in z."""
-        return first_stage.decode(self.first_stage_model, z, self.scale_factor)
+        return self.first_stage.decode(z)
+
+    def contexts(self, prompts: Sequence[str]) -> Tensor:
+        """Of B prompts, (B, L, context_dim). Raises UserError for a new prompt where the text tower was let go."""
+        return self.text(prompts).to(self.device)
 
     def context(self, batch_size: int) -> Tensor:
         """The training prompt's context for a batch: (B, L, context_dim)."""
-        return self.text(self.cond_stage_model, [self.prompt] * batch_size, self.device)
+        return self.contexts([self.prompt] * batch_size)
 
     def p_losses(
         self,
@@ -403,7 +402,8 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         with self.ema_scope():
             latents = self.encode(pair, rng)
             x0_pred = self.decode(self.predict_x0(latents, len(self.original_timesteps) // 4, rng))
-            z = self.sample(latents.z_lq, self.context(len(pair)), steps=steps, sampler="ddim", noise=self.noise(rng))
+            guidance, sampling = Guidance(self.context(len(pair))), Sampling(steps, "ddim")
+            z = self.sample(latents.z_lq, guidance, sampling, noise=self.noise(rng))
         images = {"lq": pair.lq_pm1, "gt": pair.gt_pm1, "x0_pred": x0_pred, "sample": self.decode(z)}
         decoded = self.decode(latents.z_gt)
         for name, image in (("edge_gt", decoded), ("edge_pred", x0_pred)):
@@ -421,39 +421,29 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def sample(
         self,
         z_lq: Tensor,
-        context: Tensor,
+        guidance: Guidance,
+        sampling: Sampling = DEFAULTS,
         *,
-        steps: int = 200,
-        sampler: str = "ddpm",
-        eta: float = 0.0,
-        guidance_scale: float = 1.0,
-        uncond: Tensor | None = None,
+        tiling: Tiling | None = None,
         x_T: Tensor | None = None,
         noise: Noise | None = None,
-        start_t: int | None = None,
-        tile_size: int | None = None,
-        tile_overlap: int = 32,
-        tile_batch: int = 1,
         progress: Progress = iter,
     ) -> Tensor:
         """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
 
-        context, uncond, guidance_scale: see `steered`. noise: shape -> the noise of each step.
-        start_t: the step of the whole process to start from, the last one by default; x_T: the latent to start with,
-            by default z_lq noised to that step. `steps` steps are taken from there in any case.
-        tile_size, tile_overlap: in latent cells; null means the whole canvas at once. tile_batch: see `tiled`.
-        Raises UserError for an unknown sampler, a step count out of range, or guidance without `uncond`.
+        x_T: the latent to start with, by default z_lq noised to the step where sampling starts. noise: shape -> the
+        noise of each step. tiling: None means the whole canvas at once.
+
+        Raises:
+            UserError: a step count out of range, or tiles that overlap too much.
         """
         noise = noise or self.noise()
-        betas = started_at(self.betas_of_process, start_t)
-        denoise = steered(self.model.diffusion_model, self.structcond_stage_model, context, uncond, guidance_scale)
+        betas = truncated(self.betas_of_process, sampling.start_t)
+        denoise = guided_denoiser(self.model.diffusion_model, self.structcond_stage_model, guidance)
         canvas: Denoiser = lambda x, t: denoise(x, t, z_lq)  # noqa: E731
-        if tile_size:
-            canvas = tiled(denoise, z_lq, tile_size, tile_overlap, tile_batch)
-        x_T = noised_to_the_end(z_lq, betas, noise) if x_T is None else x_T
-        common = (canvas, x_T, betas, self.parameterization, steps, noise)
-        if sampler == "ddpm":
-            return sample_ddpm(*common, progress=progress)
-        if sampler == "ddim":
-            return sample_ddim(*common, eta=eta, progress=progress)
-        raise UserError(f"unknown sampler {sampler!r}; choose ddpm or ddim")
+        if tiling is not None:
+            canvas = tiled(denoise, z_lq, tiling)
+        x_T = initial_latent(z_lq, betas, noise) if x_T is None else x_T
+        return SAMPLERS[sampling.sampler](
+            canvas, x_T, betas, sampling, parameterization=self.parameterization, noise=noise, progress=progress
+        )

@@ -183,14 +183,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, z_channels, h, w) -> picture (B, out_ch, f h, f w), nominally in [-1, 1] but not clamped.
-
-    `checkpoint_activations` recomputes each level in the backward pass instead of keeping its activations.
-    """
+    """Latent (B, z_channels, h, w) -> picture (B, out_ch, f h, f w), nominally in [-1, 1] but not clamped."""
 
     def __init__(self, config: DDConfig) -> None:
         super().__init__()
-        self.checkpoint_activations = False
         width = config.ch * config.ch_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, width, 3, padding=1)
         self.mid = Middle(width, config.dropout)
@@ -206,18 +202,24 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width, config.out_ch, 3, padding=1)
         regroup(self, config.norm_groups)
 
-    def forward(self, z: Tensor, after_level: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
-        """Decode; `after_level(index, h)`, where given, replaces h between a level's blocks and its upsampling."""
-        h = self._run(self.mid, self.conv_in(z))
+    def forward(
+        self, z: Tensor, after_level: Callable[[int, Tensor], Tensor] | None = None, *, recompute: bool = False
+    ) -> Tensor:
+        """Decode; `after_level(index, h)`, where given, replaces h between a level's blocks and its upsampling.
+
+        `recompute` computes each level again in the backward pass instead of keeping its activations.
+        """
+
+        def run(module: nn.Module, h: Tensor) -> Tensor:
+            if recompute and torch.is_grad_enabled():
+                return checkpoint(module, h, use_reentrant=False)
+            return module(h)
+
+        h = run(self.mid, self.conv_in(z))
         for i in reversed(range(len(self.up))):
-            h = self._run(self.up[i], h)
+            h = run(self.up[i], h)
             if after_level:
                 h = after_level(i, h)
             if i > 0:
-                h = self._run(self.up[i].get_submodule("upsample"), h)
+                h = run(self.up[i].get_submodule("upsample"), h)
         return self.conv_out(silu(self.norm_out(h)))
-
-    def _run(self, module: nn.Module, h: Tensor) -> Tensor:
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(module, h, use_reentrant=False)
-        return module(h)
