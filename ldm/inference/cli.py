@@ -4,10 +4,10 @@
     python scripts/upscale.py --base CONFIG.yaml --ckpt MODEL.ckpt --input PICTURES --output RESULTS
 
 Without --base and --ckpt small demo weights are used, which come with this project: they run anywhere, and show how it
-works rather than what the full model can do. A folder is searched with its subfolders. cat.png becomes RESULTS/cat.png,
-and cat.jpg becomes RESULTS/cat.jpg.png, whatever else lies beside it. Results that are there already are left alone, so
-that the same command goes on where it was stopped. Exit status: 0, or 1 where some pictures of a folder failed (they are
-listed at the end), 2 where nothing could be done, 130 after Ctrl-C.
+works rather than what the full model can do. A folder is searched with its subfolders. cat.png becomes
+RESULTS/cat.png, and cat.jpg becomes RESULTS/cat.jpg.png, whatever else lies beside it. Results that are there already
+are left alone, so that the same command goes on where it was stopped. Exit status: 0, or 1 where some pictures of a
+folder failed (they are listed at the end), 2 where nothing could be done, 130 after Ctrl-C.
 """
 
 import argparse
@@ -155,7 +155,10 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     add("--sampler", metavar="NAME", help=f"ddpm or ddim {default('sampler')}")
     add("--eta", type=float, metavar="X", help="DDIM's noise, 0 (none, the default) to 1 (as much as DDPM)")
     add(
-        "--start_t", type=int, metavar="T", help="start at step T of 999, not at the last: lower is closer to the input"
+        "--start_t",
+        type=int,
+        metavar="T",
+        help="start at step T of 999 instead of the last: lower is closer to the input",
     )
     add(
         "--guidance_scale",

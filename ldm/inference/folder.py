@@ -11,7 +11,7 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import OutputError, digest, write_whole
 from basicsr.utils.img_util import MAX_PIXELS, PICTURE_SUFFIXES, find_pictures, read_picture
 from basicsr.utils.ranges import to_pm1
-from ldm.inference.picture import Picture, mark_of, marked
+from ldm.inference.picture import Picture, mark_of
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.tiled_vae import Progress, no_progress
 from ldm.plots import labelled_grid, png_bytes
@@ -132,6 +132,7 @@ def upscale_files(
     check_names(tasks, options)
     outcome = Outcome()
     for batch in _batches(upscaler, progress("pictures", tasks), options, outcome):
+        results: Sequence[Picture | UserError]
         try:
             results = upscaler.upscale([picture for _, picture in batch], progress)
         except UserError as error:
@@ -206,7 +207,7 @@ def _write(upscaler: Upscaler, task: UpscaleTask, picture: Picture, result: Pict
         strip = {"input, bicubic": upscaler.enlarged(picture), "upscaled": result}
         grid = labelled_grid({label: to_pm1(image.rgb_01[None]) for label, image in strip.items()})
         write_whole(task.beside("compare"), png_bytes(grid))
-    write_whole(task.target, marked(result.to_png(options.bits), _mark(upscaler, task, options)))
+    write_whole(task.target, result.to_png(options.bits, _mark(upscaler, task, options)))
 
 
 def _mark(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> str:

@@ -48,13 +48,15 @@ class Networks:
     @property
     def downsampling(self) -> int:
         """Pixels per latent cell, f."""
-        return self.model.first_stage_model.config.downsampling
+        factor: int = self.model.first_stage_model.config.downsampling
+        return factor
 
     @property
     def multiple(self) -> int:
         """What the sides of a picture must be multiples of, pixels: f, doubled at each level of the U-Net."""
         unet: nn.Module = self.model.model.diffusion_model
-        return self.downsampling * 2 ** sum(isinstance(module, Downsample) for module in unet.modules())
+        halvings = sum(isinstance(module, Downsample) for module in unet.modules())
+        return self.downsampling * int(2**halvings)
 
     @cached_property
     def identity(self) -> str:
