@@ -116,7 +116,9 @@ def third_party(places: tuple[str, ...]) -> dict[str, str]:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             found |= {name.partition(".")[0]: str(file) for name in names}
-    own = {"basicsr", "ldm", "main", "scripts", "benchmarks", "examples"} | {path.stem for path in ROOT.glob("tests/**/*")}
+    own = {"basicsr", "ldm", "main", "scripts", "benchmarks", "examples"} | {
+        path.stem for path in ROOT.glob("tests/**/*")
+    }
     return {name: file for name, file in found.items() if name not in own and name not in sys.stdlib_module_names}
 
 

@@ -19,6 +19,7 @@ from ldm.inference.settings import UpscaleSettings
 log = logging.getLogger(__name__)
 
 MAX_FACTOR = 8
+UNITS = {"encoding": "tiles", "sampling": "steps", "decoding": "tiles"}  # what each stage counts
 PREVIEW = 1024  # pixels, of the longer side
 TITLE = "<h1>StableSR-Edge</h1><p>Makes a small or soft picture larger and sharper. Your picture stays on {where}.</p>"
 DEMO_NOTE = """<p><b>These are the small demo weights.</b> They were trained on a CPU, on ten photographs with light
@@ -95,9 +96,12 @@ class Page:
                 raise UserError("There is no picture yet; drop one into the box")
             with friendly_errors(file):
                 settings = replace(self.defaults, **dict(zip(self.options, values, strict=True)))
-            place = self.visitors.place(request.cookies.get(COOKIE, ""))
             made = self.service.upscale(
-                file, settings, place, stop, lambda stage, parts: progress.tqdm(list(parts), desc=stage.capitalize())
+                file,
+                settings,
+                self.visitors.place(request.cookies.get(COOKIE, "")),
+                stop,
+                lambda stage, parts: progress.tqdm(list(parts), desc=stage.capitalize(), unit=UNITS[stage]),
             )
         except StoppedError:
             return "<p>Stopped.</p>", *kept

@@ -1,6 +1,7 @@
 """Upscales for people in front of a page: checked, one at a time, stopped, and refused in a sentence; no Gradio."""
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -65,7 +66,7 @@ class Service:
     def open(self, file: Path) -> Picture:
         """The picture in a file; its size is looked at before it is decoded. Raises UserError as a sentence."""
         with friendly_errors(file):
-            with opened(file) as header:
+            with opened(file, sys.maxsize) as header:
                 width, height = header.size
             if width * height > self.max_pixels:
                 raise UserError(
