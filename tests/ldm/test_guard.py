@@ -98,8 +98,8 @@ def test_a_visitor_reaches_their_own_files_alone(door: Door, tmp_path: Path) -> 
     own = [mine, str(place / "result.png")]
     foreign = [
         str(tmp_path / "secret.png"), f"{place}/../../secret.png", f"{place}/link.png", f"{place}/none.png", str(place),
-        "/etc/passwd", "http://127.0.0.1/x.png", f"file://{mine}", f"//{mine}", f"{mine}\0", f"{mine}/", "", ".", None, 3,
-        [mine], {"x": 1},
+        "/etc/passwd", "http://127.0.0.1/x.png", f"file://{mine}", f"//{mine}", f"{mine}\0", f"{mine}/", "", ".",
+        None, 3, [mine], {"x": 1},
     ]  # fmt: skip
     for path in own:
         assert door.ask(FILE + path)["status"] == 200 and door.post(JOIN, {"data": [{"path": path}]}) == 200
