@@ -24,6 +24,7 @@ from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.metrics.edge_metrics import edge_precision_recall_f1
 from basicsr.metrics.seams import seam_score
 from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.grid import labelled_grid
 from basicsr.utils.img_util import read_rgb_01
 from basicsr.utils.rng import torch_rng
 from ldm.config import load_config
@@ -31,7 +32,6 @@ from ldm.inference.networks import demo_files
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.settings import DEMO_DEFAULTS
 from ldm.models.diffusion.tiling import tile_starts
-from ldm.plots import labelled_grid
 from scripts.demo_photos import write
 
 

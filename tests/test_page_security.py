@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -208,7 +209,7 @@ def test_no_file_is_read_that_was_not_handed_in(page: Served, folder: Path, else
             "stream/",
             "custom_component/1/client/component/",
         ):
-            status, content = attacker.ask(f"gradio_api/{route}{urllib.request.quote(target)}")
+            status, content = attacker.ask(f"gradio_api/{route}{urllib.parse.quote(target)}")
             assert status >= 400, (route, target, content[:99])
             tried += 1
     read = page.opened.read_text().splitlines()[len(already) :]

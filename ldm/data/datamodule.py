@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
 from basicsr.data.pair_pool import Pair, PairPool
-from basicsr.data.transforms import random_crop_pair
+from basicsr.data.transforms import random_window
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import UserError, fields_named
+from basicsr.utils.ranges import to_pm1
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.data.sampler import TrainingSampler
 from ldm.util import instantiate_from_config
@@ -82,7 +83,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.seed = seed
         self.datasets: dict[str, Dataset] = {}
         self._configs = {"train": train, "validation": validation or test}
-        self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm))
+        with fields_named(lambda field: field if field in ("degradation", "sf", "use_usm") else f"degradation.{field}"):
+            config = DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm)
+        self._pipeline = DegradationPipeline(config)
         self._queue_size = queue_size
         self._pool: PairPool | None = None
         self._saved_pool: dict[str, Any] | None = None
@@ -154,7 +157,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         pair = self._pooled(self._degrade(batch, "degradation"))
         if self.random_size:
             rng = numpy_rng("random_size", self.seed, int(batch["draw"][0]))
-            pair = Pair(*random_crop_pair(pair.lq_pm1, pair.gt_pm1, rng), pair.paths)
+            pair = pair.cropped(*random_window(pair.gt_pm1.shape[-2:], rng))
         return pair
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,15 +174,18 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def _degrade(self, batch: Batch, purpose: str) -> Pair:
         gt_01: Tensor = batch["gt"]
         rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
-        lq_01, gt_01 = self._pipeline(gt_01, batch["kernel1"], batch["kernel2"], batch["sinc_kernel"], rng)
-        return Pair(lq_01.clamp(0, 1) * 2 - 1, gt_01 * 2 - 1, tuple(batch["gt_path"]))
+        kernels = batch["kernel1"], batch["kernel2"], batch["sinc_kernel"]
+        edge_01 = batch.get("edge", gt_01[:, :0])
+        lq_01, gt_01, edge_01 = self._pipeline.with_maps(gt_01, *kernels, rng, edge_01)
+        edges = edge_01 if "edge" in batch else None
+        return Pair(to_pm1(lq_01.clamp(0, 1)), to_pm1(gt_01), tuple(batch["gt_path"]), edges)
 
     def _pooled(self, pair: Pair) -> Pair:
         if self._pool is None:
             rank = self._rank_of()[0]
             self._pool = PairPool(self._pool_size(), self.seed, rank)
             if self._saved_pool is not None and rank == 0:
-                self._pool.load_state_dict(self._saved_pool, like=pair.gt_pm1)
+                self._pool.load_state_dict(self._saved_pool, like=pair)
             self._saved_pool = None
         return self._pool.push_pop(pair)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import OutputError
 from basicsr.utils.img_util import MAX_PIXELS
-from ldm.console import OneLineParser, some_path, speak
+from ldm.console import OneLineParser, configure_logging, some_path
 from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MAX_FACTOR, MIN_TILE, PRECISIONS, UpscaleSettings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ FLAGS = {"config": "base"}  # fields whose flag has another name
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    speak("ldm.inference")
+    configure_logging("ldm.inference")
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:

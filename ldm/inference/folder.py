@@ -9,12 +9,12 @@ from pathlib import Path
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import OutputError, digest, write_whole
+from basicsr.utils.grid import labelled_grid, png_bytes
 from basicsr.utils.img_util import MAX_PIXELS, PICTURE_SUFFIXES, find_pictures, read_picture
 from basicsr.utils.ranges import to_pm1
 from ldm.inference.picture import Picture, mark_of
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.tiled_vae import Progress, no_progress
-from ldm.plots import labelled_grid, png_bytes
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """The networks of an upscaler, from a config and its checkpoints, where and in the precision that they are to run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,15 +116,15 @@ def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRText
     kind = get_obj_from_str(str(target))
     if not (isinstance(kind, type) and issubclass(kind, LatentDiffusionSRTextWT)):
         raise UserError(f"{file}: model.target is {target}; upscaling needs LatentDiffusionSRTextWT")
-    keys = read_state_dict(ckpt).keys()
+    keys, added = read_state_dict(ckpt).keys(), dict[str, Callable[[str], bool]](MAY_BE_NEW)
     for name in ("SPADE", "structure"):
-        if not any(MAY_BE_NEW[name](key) for key in keys):
+        if not any(added[name](key) for key in keys):
             raise UserError(
                 f"{ckpt} holds no {name} weights: it is not a checkpoint of StableSR; give one, such as "
                 "stablesr_000117.ckpt or a run's checkpoints/last.ckpt"
             )
-    model: LatentDiffusionSRTextWT = build_model(config, ckpt=ckpt)
-    return model
+    built: LatentDiffusionSRTextWT = build_model(config, ckpt=ckpt)
+    return built
 
 
 def _cfw(config: Config, cfw_ckpt: str | Path) -> AutoencoderKLResi:

@@ -21,7 +21,7 @@ from basicsr.utils.img_util import as_01, find_pictures, list_pictures, read_pic
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    return data.astronaut()[20:140, 160:250]  # (120, 90, 3): portrait, so that a wrong turn shows
+    return np.asarray(data.astronaut()[20:140, 160:250])  # (120, 90, 3): portrait, so that a wrong turn shows
 
 
 def grey(photo: np.ndarray) -> np.ndarray:

@@ -96,7 +96,7 @@ def test_a_visitor_reaches_their_own_files_alone(door: Door, tmp_path: Path) -> 
     (tmp_path / "secret.png").write_bytes(b"secret")
     (place / "link.png").symlink_to(tmp_path / "secret.png")
     own = [mine, str(place / "result.png")]
-    foreign = [
+    foreign: list[object] = [
         str(tmp_path / "secret.png"), f"{place}/../../secret.png", f"{place}/link.png", f"{place}/none.png", str(place),
         "/etc/passwd", "http://127.0.0.1/x.png", f"file://{mine}", f"//{mine}", f"{mine}\0", f"{mine}/", "", ".",
         None, 3, [mine], {"x": 1},
@@ -107,10 +107,10 @@ def test_a_visitor_reaches_their_own_files_alone(door: Door, tmp_path: Path) -> 
         assert door.post(JOIN, {"data": [{"path": path}]}, visitor="other") == 403
         assert door.ask(FILE + path, visitor="")["status"] == 403
     reached = len(door.server.seen)
-    for path in foreign:
-        assert door.post(JOIN, {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}) == 403
-        assert door.post(JOIN, {"data": [], "event_data": {"deep": [{"down": {"path": path}}]}}) == 403
-        assert not isinstance(path, str) or door.ask(FILE + path)["status"] == 403
+    for target in foreign:
+        assert door.post(JOIN, {"data": [{"path": target, "meta": {"_type": "gradio.FileData"}}]}) == 403
+        assert door.post(JOIN, {"data": [], "event_data": {"deep": [{"down": {"path": target}}]}}) == 403
+        assert not isinstance(target, str) or door.ask(FILE + target)["status"] == 403
     assert len(door.server.seen) == reached
 
 

@@ -117,7 +117,8 @@ def test_errors_speak_of_labels_and_names(error: Exception, said: str) -> None:
 
 
 def test_stopping_ends_it_within_a_step_and_the_next_one_runs(service: Service, file: Path) -> None:
-    stop, calls = Stop(), []
+    stop = Stop()
+    calls: list[int] = []
     denoiser = service.networks.model.model.diffusion_model
 
     def stop_at_the_second_call(*_: object) -> None:

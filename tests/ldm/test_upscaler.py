@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_alpha_and_greyness_are_kept(networks: Networks) -> None:
         {"guidance_scale": 4.0, "negative_prompt": "blurred"},
     ],
 )
-def test_every_choice_of_sampling_has_an_effect(networks: Networks, settings: dict) -> None:
+def test_every_choice_of_sampling_has_an_effect(networks: Networks, settings: dict[str, Any]) -> None:
     assert (upscaled(networks, part(16, 16), **settings) - upscaled(networks, part(16, 16))).abs().max() > 1e-3
 
 
@@ -192,7 +193,7 @@ def test_what_does_not_change_between_steps_is_computed_once(networks: Networks)
         "unet": model.model.diffusion_model,
         "encoder": model.first_stage_model.encoder,
     }
-    hooks = [module.register_forward_hook(counted(name)) for name, module in parts.items()]  # type: ignore[arg-type]
+    hooks = [module.register_forward_hook(counted(name)) for name, module in parts.items()]
     upscaled(networks, part(16, 24), steps=3, tile_overlap=16, guidance_scale=2.0)  # two tiles
     for hook in hooks:
         hook.remove()
@@ -202,7 +203,7 @@ def test_what_does_not_change_between_steps_is_computed_once(networks: Networks)
 def test_progress_is_seen(networks: Networks) -> None:
     seen: dict[str, int] = {}
 
-    def progress(name: str, parts: Iterable) -> Iterable:
+    def progress(name: str, parts: Iterable[Any]) -> Iterable[Any]:
         parts = list(parts)
         seen[name] = len(parts)
         return parts
@@ -235,7 +236,7 @@ def test_half_precision_is_near(networks: Networks, precision: torch.dtype, tole
         ({"batch": 0}, "batch is 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(networks: Networks, settings: dict, message: str) -> None:
+def test_settings_that_cannot_be_are_refused(networks: Networks, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         upscaled(networks, part(8, 8), **settings)
 
@@ -257,7 +258,7 @@ def test_a_result_that_is_not_finite_is_an_error(precision: torch.dtype, place: 
     model.model.to(precision)
     model.structcond_stage_model.to(precision)
     if place == "sampling":
-        model.model.diffusion_model.input_blocks[0][0].bias.fill_(torch.finfo(precision).max)
+        model.get_parameter("model.diffusion_model.input_blocks.0.0.bias").fill_(torch.finfo(precision).max)
 
     def spoil(_module: object, _inputs: object, output: Tensor) -> Tensor:
         return (
