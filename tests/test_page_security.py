@@ -187,6 +187,7 @@ def test_no_file_is_read_that_was_not_handed_in(page: Served, folder: Path, else
     ]  # fmt: skip
     secrets = {*targets, str((folder / "secret.png").resolve())}
     already = page.opened.read_text().splitlines()
+    assert upload in already  # the list shows what is read: this one was, for who handed it in
     tried = 0
     for target in targets:
         for payload in forged(target, url).values():

@@ -151,7 +151,8 @@ def wrapped(networks: Networks) -> Networks:
         "params": {"embed_dim": 4, "ddconfig": three, "lossconfig": NO_LOSS},
     }
     model = stage1(first_stage_config=kind).eval().requires_grad_(False)
-    cfw = fill(AutoencoderKLResi(three, NO_LOSS, 4)).eval().requires_grad_(False)
+    cfw = AutoencoderKLResi(three, NO_LOSS, 4)
+    fill(cfw).eval().requires_grad_(False)
     cfw.load_state_dict(model.first_stage_model.state_dict(), strict=False)
     return Networks(model, cfw, FRAME, networks.device)
 
