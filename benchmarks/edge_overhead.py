@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +34,8 @@ from ldm.models.build import build_model
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.models.diffusion.edge_term import EdgeTerm
 from ldm.modules.losses.edge_loss import EdgeLoss
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both
@@ -79,7 +81,7 @@ def flops_without_data(size: str, frame: int) -> dict[str, float]:
             model.decode(latent(side).requires_grad_()).sum().backward()
             with torch.no_grad():
                 model.decode(latent(side))
-        return counter.get_total_flops()
+        return float(counter.get_total_flops())
 
     with FlopCounterMode(display=False) as counter:
         picture, t = torch.empty(1, 3, frame, frame, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
@@ -116,7 +118,7 @@ class Bench:
         lq_pm1 = (gt_pm1 + 0.1 * torch.randn_like(gt_pm1)).clamp(-1, 1)
         self.pair = Pair(lq_pm1, gt_pm1, ("photograph",) * batch)
         self.model.context(1)  # the text is encoded once, not at every step
-        self.synchronize = torch.cuda.synchronize if gt_pm1.is_cuda else lambda: None
+        self.synchronize: Callable[[], None] = torch.cuda.synchronize if gt_pm1.is_cuda else lambda: None
 
     def step(self, arm: str, index: int) -> float:
         """Seconds of one step; the index decides timesteps, noise and windows."""

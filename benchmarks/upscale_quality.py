@@ -45,8 +45,8 @@ def degraded(config_file: str | Path, photos: Path) -> list[tuple[str, Tensor, T
     for sample in RealESRGANDataset(**params):
         name = Path(sample["gt_path"]).stem
         gt = torch.from_numpy(read_rgb_01(sample["gt_path"])).permute(2, 0, 1)[None]
-        kernels = [sample[key][None] for key in ("kernel1", "kernel2", "sinc_kernel")]
-        lq, _ = pipeline(gt, *kernels, torch_rng("cpu", "quality", name))
+        kernel1, kernel2, sinc = (sample[key][None] for key in ("kernel1", "kernel2", "sinc_kernel"))
+        lq, _ = pipeline(gt, kernel1, kernel2, sinc, torch_rng("cpu", "quality", name))
         pairs.append((name, lq[0], gt[0]))
     return pairs
 
@@ -97,8 +97,9 @@ def seams(upscaler: Upscaler, lq: Tensor, folder: Path) -> None:
     # Where a tile begins, where one ends, and the middle between, where neighbours weigh the same.
     edges = [(start, end + upscaler.tile) for end, start in zip(starts[:-1], starts[1:], strict=True)]
     borders = sorted({f * at // 2 for start, end in edges for at in (2 * start, start + end, 2 * end)})
-    pixels = [image.permute(1, 2, 0).numpy() for image in (tiled, whole)]
-    print(f"seam score at pixels {', '.join(map(str, borders))} of {side}: {seam_score(*pixels, borders, borders):.3f}")
+    in_tiles, at_once = (image.permute(1, 2, 0).numpy() for image in (tiled, whole))
+    score = seam_score(in_tiles, at_once, borders, borders)
+    print(f"seam score at pixels {', '.join(map(str, borders))} of {side}: {score:.3f}")
     difference = (0.5 + 4 * (tiled - whole)).clamp(0, 1)
     strip = {"in tiles": tiled, "at once": whole, "difference x 4": difference}
     labelled_grid({label: image[None] * 2 - 1 for label, image in strip.items()}).save(folder / "seams.png")

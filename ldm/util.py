@@ -12,9 +12,10 @@ from ldm import published
 # What YAMLs call main.NAME, by its home: in a clone main.py hands these on, and an installed package has no main.py.
 MAIN = {
     "DataModuleFromConfig": "ldm.data.datamodule",
-    "EdgeProbe": "ldm.callbacks",
-    "ImageLogger": "ldm.callbacks",
-    "SampleMetrics": "ldm.callbacks_validation",
+    "EdgeProbe": "ldm.training.callbacks.edge_probe",
+    "ImageLogger": "ldm.training.callbacks.image_logger",
+    "SampleMetrics": "ldm.training.callbacks.sample_metrics",
+    "SkipNotFinite": "ldm.training.callbacks.skip_not_finite",
 }
 
 

@@ -26,7 +26,7 @@ def _offsets(size: int) -> tuple[Kernel, Kernel]:
     return x, y
 
 
-def _squared_distance(size: int, sigma_x: float, sigma_y: float, theta: float, isotropic: bool) -> Kernel:
+def _squared_distance(size: int, sigma_x: float, sigma_y: float, theta: float, *, isotropic: bool) -> Kernel:
     """Squared Mahalanobis distance from the centre; the axis of sigma_x is turned by theta from x towards y."""
     x, y = _offsets(size)
     if isotropic:
@@ -40,21 +40,23 @@ def _normalised(kernel: Kernel) -> Kernel:
     return np.asarray(kernel / kernel.sum())
 
 
-def bivariate_gaussian(size: int, sigma_x: float, sigma_y: float, theta: float, isotropic: bool) -> Kernel:
+def bivariate_gaussian(size: int, sigma_x: float, sigma_y: float, theta: float, *, isotropic: bool) -> Kernel:
     """exp(-d^2 / 2). If isotropic, sigma_x alone matters; so in the next two."""
-    return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta, isotropic)))
+    return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta, isotropic=isotropic)))
 
 
 def bivariate_generalized_gaussian(
-    size: int, sigma_x: float, sigma_y: float, theta: float, beta: float, isotropic: bool
+    size: int, sigma_x: float, sigma_y: float, theta: float, beta: float, *, isotropic: bool
 ) -> Kernel:
     """exp(-(d^2)^beta / 2) (Liu et al. 2020, Estimating Generalized Gaussian Blur Kernels for Out-of-Focus Images)."""
-    return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta, isotropic) ** beta))
+    return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta, isotropic=isotropic) ** beta))
 
 
-def bivariate_plateau(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float, isotropic: bool) -> Kernel:
+def bivariate_plateau(
+    size: int, sigma_x: float, sigma_y: float, theta: float, beta: float, *, isotropic: bool
+) -> Kernel:
     """1 / (1 + (d^2)^beta): flat in the middle, with heavy tails."""
-    return _normalised(1 / (1 + _squared_distance(size, sigma_x, sigma_y, theta, isotropic) ** beta))
+    return _normalised(1 / (1 + _squared_distance(size, sigma_x, sigma_y, theta, isotropic=isotropic) ** beta))
 
 
 def _bessel_j1(x: Kernel) -> Kernel:
@@ -153,12 +155,12 @@ def random_blur_kernel(rng: np.random.Generator, options: KernelOptions, size: i
     if not isotropic:
         sigma_y, theta = rng.uniform(low, high), rng.uniform(-math.pi, math.pi)
     if family == "gaussian":
-        return bivariate_gaussian(size, sigma_x, sigma_y, theta, isotropic)
+        return bivariate_gaussian(size, sigma_x, sigma_y, theta, isotropic=isotropic)
     if family == "generalized":
         beta = _random_beta(rng, *options.betag_range)
-        return bivariate_generalized_gaussian(size, sigma_x, sigma_y, theta, beta, isotropic)
+        return bivariate_generalized_gaussian(size, sigma_x, sigma_y, theta, beta, isotropic=isotropic)
     beta = _random_beta(rng, *options.betap_range)
-    return bivariate_plateau(size, sigma_x, sigma_y, theta, beta, isotropic)
+    return bivariate_plateau(size, sigma_x, sigma_y, theta, beta, isotropic=isotropic)
 
 
 def random_sinc_kernel(rng: np.random.Generator, size: int) -> Kernel:

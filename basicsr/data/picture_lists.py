@@ -81,10 +81,8 @@ class PictureSources:
             UserError: a folder or list that is missing or gives no picture, an invalid value.
         """
         suffixes = suffixes_of(self.image_type)
-        if self.meta_info:
-            pictures = listed(self.meta_info, self.gt_path)
-        else:
-            pictures = search("gt_path", self.gt_path, suffixes)
+        found = listed(self.meta_info, self.gt_path) if self.meta_info else None
+        pictures = search("gt_path", self.gt_path, suffixes) if found is None else found
         if self.face_gt_path:
             pictures += _subset(search("face_gt_path", self.face_gt_path, suffixes), self.num_face, seed)
         return self._without_small(pictures) if self.skip_small else pictures
@@ -191,13 +189,14 @@ def _first_there(line: str, roots: Sequence[Path]) -> str | None:
             continue
         tried.add(name)
         for root in roots:
-            if (root / name).is_file():
+            if os.path.isfile(os.path.join(root, name)):  # noqa: PTH113, PTH118  # a third of the time that Path takes
                 return str(root / name)
     return None
 
 
 def _readings(line: str) -> Iterator[str]:
     """What a line's path may be, from the whole line to its first word."""
+    yield line
     quoted = re.match(r"""(["'])(.+?)\1""", line)  # a column in quotes may hold separators
     columns = (re.split(separator, line)[0] for separator in (r"\t", ";", r"\|", ",", r"\s"))
     for text in itertools.chain((line, _SIZE.sub("", line)), [quoted[2]] if quoted else [], columns):

@@ -24,7 +24,7 @@ def random_crop(img: np.ndarray, size: int, rng: np.random.Generator) -> np.ndar
     return reflect_pad(img[top : top + size, left : left + size], size)
 
 
-def random_flips(img: np.ndarray, rng: np.random.Generator, hflip: bool, rotate: bool) -> np.ndarray:
+def random_flips(img: np.ndarray, rng: np.random.Generator, hflip: bool, rotate: bool) -> np.ndarray:  # noqa: FBT001
     """A view of `img` (H, W, C), each change with probability one half.
 
     Args:

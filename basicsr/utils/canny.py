@@ -24,7 +24,8 @@ def rgb_to_grey(rgb: Tensor) -> Tensor:
 
 def gaussian_kernel(size: int, sigma: float) -> list[int]:
     """The `size` (odd) samples of a Gaussian in units of 2^-8. Their sum is exactly 256: each one's rounding error is
-    carried to the next, from the ends to the middle, which takes what is left."""
+    carried to the next, from the ends to the middle, which takes what is left.
+    """
     # In OpenCV's order of operations: the squares are of twice the distance, and what follows multiplies by inverses.
     spread = -0.125 / (sigma * sigma)
     side = [math.exp((2 * i + 1 - size) ** 2 * spread) for i in range(size // 2)]

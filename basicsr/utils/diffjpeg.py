@@ -57,7 +57,7 @@ class DiffJPEG(nn.Module):
     to_ycbcr: Tensor
     to_rgb: Tensor
 
-    def __init__(self, differentiable: bool) -> None:
+    def __init__(self, *, differentiable: bool) -> None:
         super().__init__()
         self.round = _smooth_round if differentiable else torch.round
         chroma = torch.full((8, 8), 99.0)

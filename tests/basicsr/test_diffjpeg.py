@@ -61,7 +61,7 @@ def test_any_size_and_dtype(height: int, width: int) -> None:
 def test_gradient_only_if_differentiable() -> None:
     for differentiable in (False, True):
         picture = PICTURE.clone().requires_grad_()
-        DiffJPEG(differentiable)(picture, QUALITY).square().mean().backward()
+        DiffJPEG(differentiable=differentiable)(picture, QUALITY).square().mean().backward()
         assert picture.grad is not None and picture.grad.isfinite().all()
         assert bool(picture.grad.abs().sum() > 0) == differentiable
 

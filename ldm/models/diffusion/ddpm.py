@@ -1,7 +1,7 @@
 """StableSR's stage 1: wiring, buffers and Lightning's hooks. The mathematics is in the modules beside this one."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.errors import fields_named
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
@@ -28,7 +29,8 @@ from ldm.models.diffusion.tiling import Denoiser, Tiling, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
 from ldm.modules.ema import LitEma
 from ldm.modules.losses.edge_loss import EdgeLoss
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight, EdgeWeightLike
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight, EdgeWeightLike
 from ldm.modules.spade import SPADE
 from ldm.published import takes_published_keys
 from ldm.util import instantiate_from_config
@@ -36,7 +38,7 @@ from ldm.util import instantiate_from_config
 log = logging.getLogger(__name__)
 
 # Parts that a checkpoint may lack as a whole: Stable Diffusion 2.1 has no SPADE and no structure encoder.
-MAY_BE_NEW = {
+MAY_BE_NEW: Mapping[str, Callable[[str], bool]] = {
     "SPADE": lambda key: ".spade." in key,
     "structure": lambda key: key.startswith("structcond_stage_model."),
     "EMA": lambda key: key.startswith("model_ema."),
@@ -217,7 +219,8 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """The loss on one batch; all its randomness is a function of seed, rank, epoch and batch."""
         place = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
-        loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
+        with fields_named(lambda field: f"model.params.{field}"):  # whoever trains has a config
+            loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
         if self.use_edge_loss:
             for name, last in self.now_and_then.named_children():
                 value = parts.pop(f"train/{name}", None)
