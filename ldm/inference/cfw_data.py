@@ -126,7 +126,7 @@ class Degraded(Dataset[Frames | str]):
 
     def batches(self, size: int, workers: int) -> Iterator[list[tuple[Job, Frames | str]]]:
         """All in batches, degraded ahead by some worker processes."""
-        loader = DataLoader(self, size, num_workers=workers, collate_fn=list)  # type: ignore[arg-type]
+        loader = DataLoader(self, size, num_workers=workers, collate_fn=list)
         for start, frames in zip(range(0, len(self), size), loader, strict=True):
             yield list(zip(self.jobs[start : start + size], frames, strict=True))
 

@@ -89,7 +89,11 @@ def run(args: argparse.Namespace) -> int:
     made, not_finite, unreadable = map(int, team.sums(counts.made, counts.not_finite, counts.unreadable))
     if team.first:
         seconds = time.monotonic() - started
-        result = {"samples": sum(job.done(args.output) for job in jobs), "asked_for": len(jobs), "made_now": made}
+        result: dict[str, float] = {
+            "samples": sum(job.done(args.output) for job in jobs),
+            "asked_for": len(jobs),
+            "made_now": made,
+        }
         result |= {"not_finite": not_finite, "unreadable": unreadable, "processes": team.size}
         result |= {"seconds": round(seconds, 1), "samples_per_second": round(made / max(seconds, 1e-9), 3)}
         _write(args.output, settings, result)

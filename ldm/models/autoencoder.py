@@ -79,7 +79,8 @@ class AutoencoderKL(pl.LightningModule):
 
     def decode(self, z: Tensor, recompute: bool = False) -> Tensor:
         """Unscaled latents to a picture, not clamped; `recompute` saves memory in the backward pass (`Decoder`)."""
-        return self.decoder(self.post_quant_conv(z), recompute=recompute)
+        decoded_pm1: Tensor = self.decoder(self.post_quant_conv(z), recompute=recompute)
+        return decoded_pm1
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """One step of reconstruction on the pairs' true pictures."""
@@ -161,7 +162,8 @@ class AutoencoderKLResi(AutoencoderKL):
         self.edge_loss_weight = checks.number("edge_loss_weight", edge_loss_weight, 0)
         self.edge_loss = EdgeLoss(EdgeMapGenerator())
         self.automatic_optimization = False
-        self._accumulate, self._clip = 1, None
+        self._accumulate = 1
+        self._clip: float | None = None
         if freeze_dec:
             for name, parameter in self.named_parameters():
                 if "fusion_layer" not in name and not name.startswith("loss."):
@@ -220,7 +222,7 @@ class AutoencoderKLResi(AutoencoderKL):
             # Each of the two passes reaches a part of the parameters alone.
             self.trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the autoencoder and for the discriminator."""
         networks = ([p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("loss.")],)
         return [
@@ -230,7 +232,7 @@ class AutoencoderKLResi(AutoencoderKL):
 
     def training_step(self, pair: Pair, batch_idx: int) -> None:  # type: ignore[override]
         """Two backward passes; at the last batch of those that accumulate, a step of both optimisers."""
-        autoencoder, discriminator = self.optimizers()  # type: ignore[misc]
+        autoencoder, discriminator = self.optimizers()  # type: ignore[attr-defined]
         pair = _with_latents(pair)
         # The published loss ends at the discriminator: what it is to learn comes from its own.
         self.loss.discriminator.requires_grad_(False)
