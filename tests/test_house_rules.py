@@ -27,6 +27,7 @@ FLOORS = (
     {"edge_term", "sampling", "guidance"},
     {"training_loss"},
     {"ddpm"},
+    {"faces"},
 )
 FUNCTION_LINES, FILE_LINES = 60, 400
 

@@ -6,6 +6,7 @@ RGB, float32 (H, W, 3) in [0, 1]; each step is a function of the picture and of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from basicsr.data.kernels import KERNEL_SIZE, KernelOptions, random_blur_kernel
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError
 
-Picture = NDArray[np.float32]
+Picture = NDArray[Any]  # float32
 
 
 def blurred(img_01: Picture, kernel: NDArray[np.float64]) -> Picture:
@@ -31,14 +32,15 @@ def reduced(img_01: Picture, scale: float) -> Picture:
 
 def with_noise(img_01: Picture, noise: Picture, sigma: float) -> Picture:
     """`noise`, standard normal of the picture's shape, added; sigma in grey levels of 255."""
-    return np.clip(img_01 + noise * np.float32(sigma / 255), 0, 1)
+    return _limited(img_01 + noise * np.float32(sigma / 255))
 
 
 def compressed(img_01: Picture, quality: int) -> Picture:
     """Rounded to 8 bits, saved as JPEG at a quality from 0 to 100, and read again."""
-    levels = np.round(np.clip(img_01, 0, 1) * 255).astype(np.uint8)
+    levels = np.round(_limited(img_01) * 255).astype(np.uint8)
     _, file = cv2.imencode(".jpg", cv2.cvtColor(levels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.cvtColor(cv2.imdecode(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.float32) / np.float32(255)
+    decoded = cv2.cvtColor(np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
+    return decoded.astype(np.float32) / np.float32(255)
 
 
 def enlarged(img_01: Picture, size: tuple[int, int]) -> Picture:
@@ -48,7 +50,7 @@ def enlarged(img_01: Picture, size: tuple[int, int]) -> Picture:
 
 def shifted(img_01: Picture, shift: NDArray[np.float64]) -> Picture:
     """Each channel moved by its own amount."""
-    return np.clip(img_01 + shift.astype(np.float32), 0, 1)
+    return _limited(img_01 + shift.astype(np.float32))
 
 
 def grey(img_01: Picture) -> Picture:
@@ -58,19 +60,19 @@ def grey(img_01: Picture) -> Picture:
 
 def brightened(img_01: Picture, factor: float) -> Picture:
     """Every value times `factor`."""
-    return np.clip(img_01 * np.float32(factor), 0, 1)
+    return _limited(img_01 * np.float32(factor))
 
 
 def contrasted(img_01: Picture, factor: float) -> Picture:
     """Distances to the mean luma times `factor`."""
     mean = grey(img_01).mean()
-    return np.clip(mean + (img_01 - mean) * np.float32(factor), 0, 1)
+    return _limited(mean + (img_01 - mean) * np.float32(factor))
 
 
 def saturated(img_01: Picture, factor: float) -> Picture:
     """Distances to each pixel's luma times `factor`."""
     luma = grey(img_01)
-    return np.clip(luma + (img_01 - luma) * np.float32(factor), 0, 1)
+    return _limited(luma + (img_01 - luma) * np.float32(factor))
 
 
 def hue_turned(img_01: Picture, turn: float) -> Picture:
@@ -82,7 +84,12 @@ def hue_turned(img_01: Picture, turn: float) -> Picture:
 
 def rounded(img_01: Picture) -> Picture:
     """In steps of 1/255, as an 8-bit file would hold it."""
-    return (np.clip(np.round(img_01 * 255), 0, 255) / 255).astype(np.float32)
+    return np.round(_limited(img_01) * 255).astype(np.float32) / np.float32(255)
+
+
+def _limited(img: Picture) -> Picture:
+    limited: Picture = np.clip(img, 0, 1)
+    return limited
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.ranges import to_pm1
 from basicsr.utils.rng import numpy_rng, torch_rng
+from ldm.data.mixed import build_dataset, by_kind
 from ldm.data.sampler import TrainingSampler
-from ldm.util import instantiate_from_config
 
 Batch = dict[str, Any]
 
@@ -93,11 +93,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """Build the data sets (once). Every process may call it: nothing is written."""
         for role, config in self._configs.items():
             if config is not None and role not in self.datasets:
-                params = {"seed": self.seed, **(config.get("params") or {})}
                 try:
-                    self.datasets[role] = Numbered(instantiate_from_config({**config, "params": params}))
+                    dataset = build_dataset(config, self.seed)
                 except UserError as error:
                     raise UserError(f"data.params.{role}: {error}") from error
+                if self._pipeline is None and not getattr(dataset, "gives_pairs", False):
+                    raise UserError(
+                        "the config has no `degradation:` block: low-quality pictures cannot be made without one"
+                    )
+                self.datasets[role] = Numbered(dataset)
 
     def check_sizes(self, ranks: int) -> None:
         """Raise a UserError where `ranks` processes would not get a whole batch each, or the pool no whole batches."""
@@ -142,20 +146,20 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """The first validation pair, the same at every call; without a validation set, training pictures stand in."""
         dataset = self.datasets.get("validation") or self.datasets["train"]
         count = min(self.batch_size, len(dataset))  # type: ignore[arg-type]
-        batch = torch.utils.data.default_collate([dataset[draw] for draw in range(count)])
-        return self._degrade(self._to_device(batch, device), "validation")
+        batches = by_kind([dataset[draw] for draw in range(count)])
+        return self._pair([self._to_device(batch, device) for batch in batches], "validation")
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Pair:
-        """A batch of the data set, on the training device -> `Pair`, (B, 3, H, W) in -1 to 1.
+    def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> Pair:
+        """A batch of the data set by kinds, on the training device -> `Pair`, (B, 3, H, W) in -1 to 1.
 
         All randomness derives from the draws in the batch, so it is the same in a run that was resumed.
         """
         assert self.trainer is not None
         if not self.trainer.training:
-            return self._degrade(batch, "validation")
-        pair = self._pooled(self._degrade(batch, "degradation"))
+            return self._pair(batch, "validation")
+        pair = self._pooled(self._pair(batch, "degradation"))
         if self.random_size:
-            rng = numpy_rng("random_size", self.seed, int(batch["draw"][0]))
+            rng = numpy_rng("random_size", self.seed, int(batch[0]["draw"][0]))
             pair = Pair(*random_crop_pair(pair.lq_pm1, pair.gt_pm1, rng), pair.paths)
         return pair
 
@@ -169,14 +173,28 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved_pool = state_dict.get("pool")
 
+    def _pair(self, batches: list[Batch], purpose: str) -> Pair:
+        """The kinds of a batch, each made a pair in its own way, as one."""
+        pairs = [self._degrade(batch, purpose) for batch in batches]
+        if len(pairs) == 1:
+            return pairs[0]
+        if len(sizes := {tuple(pair.gt_pm1.shape[2:]) for pair in pairs}) > 1:
+            shown = " and ".join(f"{width}x{height}" for height, width in sorted(sizes))
+            raise UserError(f"pairs and degraded pictures differ in size ({shown}): give all the same gt_size")
+        lq_pm1, gt_pm1 = (torch.cat([getattr(pair, name) for pair in pairs]) for name in ("lq_pm1", "gt_pm1"))
+        return Pair(lq_pm1, gt_pm1, tuple(path for pair in pairs for path in pair.paths))
+
     @torch.no_grad()
     def _degrade(self, batch: Batch, purpose: str) -> Pair:
+        if "gt" not in batch:
+            raise UserError("the data set gives pictures without their true ones: there is nothing to learn or measure")
         gt_01: Tensor = batch["gt"]
         if "latent" in batch:
             lq_pm1, gt_pm1, sample_pm1 = (to_pm1(batch[key]) for key in ("lq", "gt", "sample"))
             return LatentPair(lq_pm1, gt_pm1, tuple(batch["gt_path"]), batch["latent"], sample_pm1)
-        if self._pipeline is None:
-            raise UserError("the config has no `degradation:` block: low-quality pictures cannot be made without one")
+        if "lq" in batch:
+            return Pair(to_pm1(batch["lq"]), to_pm1(gt_01), tuple(batch["gt_path"]))
+        assert self._pipeline is not None  # setup has seen to it
         rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
         lq_01, gt_01 = self._pipeline(gt_01, batch["kernel1"], batch["kernel2"], batch["sinc_kernel"], rng)
         return Pair(lq_01.clamp(0, 1) * 2 - 1, gt_01 * 2 - 1, tuple(batch["gt_path"]))
@@ -202,6 +220,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=by_kind,
             **options,
         )
 

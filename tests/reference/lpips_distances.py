@@ -7,6 +7,7 @@ the pairs that `pictures` gives; torchmetrics reads its heads by itself, the bac
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,17 +30,18 @@ def torchmetrics_distances(net: str) -> np.ndarray:
     """(2,) by torchmetrics; its backbone is torchvision's, cut into slices that keep the layers' order."""
     from torchmetrics.functional.image.lpips import _LPIPS
 
-    theirs = _LPIPS(pretrained=True, net=net, pnet_rand=True)
+    theirs = _LPIPS(pretrained=True, net=cast(Any, net), pnet_rand=True)
     ours = LPIPS(net, random_seed=0).features.state_dict()
     slots = list(theirs.net.state_dict())
     assert len(slots) == len(ours)
     # The layers' last names (such as squeeze.weight) and shapes agree in order, or loading fails.
     theirs.net.load_state_dict(dict(zip(slots, ours.values(), strict=True)))
-    return theirs(*pictures()).flatten().numpy()
+    distances: np.ndarray = theirs(*pictures()).flatten().numpy()
+    return distances
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     found = {net: torchmetrics_distances(net) for net in BACKBONES}
-    np.savez(Path(__file__).with_name("lpips.npz"), **found)
+    np.savez(Path(__file__).with_name("lpips.npz"), **cast(Any, found))
     sys.stdout.write(f"{found}\n")
