@@ -27,13 +27,13 @@ from basicsr.data.realesrgan_dataset import RealESRGANDataset  # noqa: E402
 from basicsr.metrics.edge_metrics import edge_precision_recall_f1  # noqa: E402
 from basicsr.metrics.seams import seam_score  # noqa: E402
 from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
+from basicsr.utils.grid import labelled_grid  # noqa: E402
 from basicsr.utils.img_util import read_rgb_01  # noqa: E402
 from basicsr.utils.rng import torch_rng  # noqa: E402
 from ldm.config import load_config  # noqa: E402
 from ldm.inference.networks import DEMO_CONFIG  # noqa: E402
 from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler  # noqa: E402
 from ldm.models.diffusion.tiling import tile_starts  # noqa: E402
-from ldm.plots import labelled_grid  # noqa: E402
 from scripts.demo_photos import write  # noqa: E402
 
 

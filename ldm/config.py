@@ -86,7 +86,7 @@ def load_config(
     return Config(values, sources)  # type: ignore[arg-type]
 
 
-def check_config(config: Config, *, trainer: Callable, modelcheckpoint: Callable) -> None:
+def check_config(config: Config, *, trainer: Callable[..., Any], modelcheckpoint: Callable[..., Any]) -> None:
     """Check names and plain types of all keys; import every target, build none.
 
     `trainer` and `modelcheckpoint` are the classes whose signatures `lightning.trainer` and
@@ -211,7 +211,7 @@ def _parse_override(word: str) -> DictConfig:
         raise UserError(f"{COMMAND_LINE}: the value of {word!r} is no valid YAML: {problem}") from error
 
 
-def _check_block(config: Config, path: KeyPath, build: Callable, name: str) -> None:
+def _check_block(config: Config, path: KeyPath, build: Callable[..., Any], name: str) -> None:
     block = _mapping(config, path) or {}
     wrong = check_arguments(build, block, name=name, handed_over=())
     if wrong:
@@ -234,7 +234,7 @@ def _check_target(config: Config, path: KeyPath, node: Mapping[str, Any]) -> Non
         raise config.error((*path, "target"), f"{node['target']} is nothing that can be built")
     wrong = check_arguments(build, params, name=str(node["target"]))
     if wrong:
-        raise config.error((*path, "params", wrong[0]) if wrong[0] else (*path, "params"), wrong[1])
+        raise config.error((*path, "params", *filter(None, wrong[0].split("."))), wrong[1])
 
 
 def _mapping(config: Config, path: KeyPath) -> Mapping[str, Any] | None:

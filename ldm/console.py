@@ -44,7 +44,7 @@ class AroundBars(logging.Handler):
         tqdm.write(self.format(record), file=stream)
 
 
-def speak(*rooms: str, level: int = logging.INFO, stream: str = "stderr") -> None:
+def configure_logging(*rooms: str, level: int = logging.INFO, stream: str = "stderr") -> None:
     """Messages of these modules or packages are shown from `level` on; of all others, warnings."""
     logging.basicConfig(format="%(message)s", handlers=[AroundBars(stream)], level=logging.WARNING, force=True)
     for name, logger in logging.root.manager.loggerDict.items():

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
-from ldm.console import OneLineParser, some_path, speak
+from ldm.console import OneLineParser, configure_logging, some_path
 from ldm.evaluation.evaluate import Evaluation, Options
 from ldm.evaluation.page import FILE
 from ldm.evaluation.runs import SELECTIONS
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
-    speak("ldm.evaluation")
+    configure_logging("ldm.evaluation")
     try:
         given = vars(parse(argv))
         watch, pause = given.pop("watch"), checks.number("--pause", given.pop("pause"), 0.1)

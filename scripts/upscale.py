@@ -20,7 +20,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
 
 from basicsr.utils.errors import UserError
-from ldm.console import OneLineParser, some_path, speak
+from ldm.console import OneLineParser, configure_logging, some_path
 from ldm.inference.folder import Outcome, Wanted, check_output, list_jobs, upscale_files
 from ldm.inference.networks import PRECISIONS
 from ldm.inference.pipeline import DEFAULTS, DEMO_DEFAULTS, Upscaler
@@ -29,7 +29,7 @@ from ldm.inference.settings import MAX_FACTOR, MIN_TILE, UpscaleSettings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    speak("ldm.inference")
+    configure_logging("ldm.inference")
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:

@@ -16,7 +16,7 @@ import yaml
 from tiny_run import write_tiny_run
 
 from ldm.config import load_config
-from ldm.loggers import read_metrics
+from ldm.training.loggers import read_metrics
 from main import main
 
 ROOT = Path(__file__).parents[1]
@@ -289,13 +289,8 @@ def test_a_full_disk_leaves_the_former_checkpoint(
     monkeypatch.setattr(torch, "save", fill)
     assert main(["--resume", str(only_run(here)), "--max_steps", "2"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "last.ckpt cannot be written (No space left on device); the former one is as it was" in error
+    assert "last.ckpt cannot be written (no room on the disk: free some); the former one is as it was" in error
     assert last.read_bytes() == before and [file.name for file in last.parent.iterdir()] == ["last.ckpt"]
-
-
-def test_a_loss_that_is_no_number_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("model.base_learning_rate=1e30", "--max_steps", "3") == 0
-    assert "the loss is no finite number any more at step" in capsys.readouterr().out
 
 
 def test_a_failed_resume_leaves_the_run_as_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

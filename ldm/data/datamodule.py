@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
 from basicsr.data.latent_pair import LatentPair
 from basicsr.data.pair_pool import Pair, PairPool
-from basicsr.data.transforms import random_crop_pair
+from basicsr.data.transforms import random_window
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import UserError, fields_named
 from basicsr.utils.ranges import to_pm1
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.data.mixed import build_dataset, by_kind
@@ -84,7 +84,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self._configs = {"train": train, "validation": validation or test}
         self._pipeline: DegradationPipeline | None = None
         if degradation is not None:
-            self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm))
+            names = ("degradation", "sf", "use_usm")
+            with fields_named(lambda field: field if field in names else f"degradation.{field}"):
+                config = DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm)
+            self._pipeline = DegradationPipeline(config)
         self._queue_size = queue_size
         self._pool: PairPool | None = None
         self._saved_pool: dict[str, Any] | None = None
@@ -160,7 +163,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         pair = self._pooled(self._pair(batch, "degradation"))
         if self.random_size:
             rng = numpy_rng("random_size", self.seed, int(batch[0]["draw"][0]))
-            pair = Pair(*random_crop_pair(pair.lq_pm1, pair.gt_pm1, rng), pair.paths)
+            pair = pair.cropped(*random_window(pair.gt_pm1.shape[-2:], rng))
         return pair
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,20 +194,23 @@ class DataModuleFromConfig(pl.LightningDataModule):
         gt_01: Tensor = batch["gt"]
         if "latent" in batch:
             lq_pm1, gt_pm1, sample_pm1 = (to_pm1(batch[key]) for key in ("lq", "gt", "sample"))
-            return LatentPair(lq_pm1, gt_pm1, tuple(batch["gt_path"]), batch["latent"], sample_pm1)
+            return LatentPair(lq_pm1, gt_pm1, tuple(batch["gt_path"]), z=batch["latent"], sample_pm1=sample_pm1)
         if "lq" in batch:
             return Pair(to_pm1(batch["lq"]), to_pm1(gt_01), tuple(batch["gt_path"]))
         assert self._pipeline is not None  # setup has seen to it
         rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
-        lq_01, gt_01 = self._pipeline(gt_01, batch["kernel1"], batch["kernel2"], batch["sinc_kernel"], rng)
-        return Pair(lq_01.clamp(0, 1) * 2 - 1, gt_01 * 2 - 1, tuple(batch["gt_path"]))
+        kernels = batch["kernel1"], batch["kernel2"], batch["sinc_kernel"]
+        edge_01 = batch.get("edge", gt_01[:, :0])
+        lq_01, gt_01, edge_01 = self._pipeline.with_maps(gt_01, *kernels, rng, edge_01)
+        edges = edge_01 if "edge" in batch else None
+        return Pair(to_pm1(lq_01.clamp(0, 1)), to_pm1(gt_01), tuple(batch["gt_path"]), edges)
 
     def _pooled(self, pair: Pair) -> Pair:
         if self._pool is None:
             rank = self._rank_of()[0]
             self._pool = PairPool(self._pool_size(), self.seed, rank)
             if self._saved_pool is not None and rank == 0:
-                self._pool.load_state_dict(self._saved_pool, like=pair.gt_pm1)
+                self._pool.load_state_dict(self._saved_pool, like=pair)
             self._saved_pool = None
         return self._pool.push_pop(pair)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from basicsr.utils.errors import UserError
 from ldm.config import Config, load_config
-from ldm.run_folder import RunFolder, checkpoint_outline
+from ldm.training.run_folder import RunFolder, checkpoint_outline
 
 SELECTIONS = "all, last, best or every:N"
 

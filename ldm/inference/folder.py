@@ -10,11 +10,11 @@ from pathlib import Path
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import UserError
+from basicsr.utils.grid import labelled_grid, png_bytes
 from basicsr.utils.img_util import PICTURE_SUFFIXES, find_pictures, read_picture
 from ldm.inference.picture import Picture, mark_of, marked
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.tiled_vae import Watch, unwatched
-from ldm.plots import labelled_grid, png_bytes
 
 log = logging.getLogger(__name__)
 

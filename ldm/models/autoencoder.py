@@ -18,10 +18,10 @@ from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint, take_prefix
 from ldm.modules.diffusionmodules.fusion import FusionDecoder
 from ldm.modules.diffusionmodules.model import DDConfig, Decoder, Encoder
-from ldm.modules.diffusionmodules.util import only_supports
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.perceptual import LastLayer, LPIPSWithDiscriminator
+from ldm.published import takes_published_keys
 from ldm.util import check_arguments, instantiate_from_config
 
 
@@ -118,8 +118,7 @@ class AutoencoderKLResi(AutoencoderKL):
     sampled latent -> GT. One batch is one step of two Adams, the autoencoder's and then the discriminator's, both on
     the same decoded picture.
 
-    The arguments are AutoencoderKL's and the other published keys; `colorize_nlabels` and, here, `use_usm` (which the
-    data side reads) change nothing, and of `synthesis_data` false alone is supported. Ours are the last three.
+    The arguments are AutoencoderKL's and other published keys (see also `ldm.published`); ours are the last three.
 
     Args:
         fusion_w: w of training, and of decoding where nothing else is said.
@@ -134,6 +133,7 @@ class AutoencoderKLResi(AutoencoderKL):
 
     decoder: FusionDecoder
 
+    @takes_published_keys
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -142,18 +142,14 @@ class AutoencoderKLResi(AutoencoderKL):
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
-        colorize_nlabels: int | None = None,
         monitor: str | None = None,
         fusion_w: float = 1.0,
         freeze_dec: bool = True,
-        synthesis_data: bool = False,
-        use_usm: bool = False,
         test_gt: bool = False,
         scale_factor: float = 0.18215,
         edge_loss_weight: float = 0.0,
         learning_rate: float = 5e-5,
     ) -> None:
-        only_supports("AutoencoderKLResi", locals(), {"synthesis_data": False})
         super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor, learning_rate)
         self.decoder.fusion_w = checks.probability("fusion_w", fusion_w)
         self.test_gt = test_gt
@@ -288,7 +284,7 @@ class AutoencoderKLResi(AutoencoderKL):
     @torch.no_grad()
     def log_images(self, pair: Pair, n: int = 4) -> dict[str, Tensor]:
         """The first n of a batch by label, (n, 3, H, W) in [-1, 1]; `samples` is without CFW."""
-        pair = _with_latents(pair).first(n)
+        pair = _with_latents(pair)[:n]
         decoded_pm1, _, _ = self.reconstruct(pair)
         images = {"inputs": pair.lq_pm1, "gts": pair.gt_pm1, "samples": pair.sample_pm1, "reconstructions": decoded_pm1}
         return {name: image.float().clamp(-1, 1) for name, image in images.items()}

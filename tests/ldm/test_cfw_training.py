@@ -34,7 +34,7 @@ def latent_pair(index: int, batch: int = 1) -> LatentPair:
     gt = torch.nn.functional.interpolate(torch.rand(batch, 3, 8, 8, generator=rng) * 2 - 1, size=32, mode="bilinear")
     lq = (gt + 0.1 * torch.randn(gt.shape, generator=rng)).clamp(-1, 1)
     z = torch.randn(batch, 4, 8, 8, generator=rng)
-    return LatentPair(lq, gt, tuple(f"{index}-{i}" for i in range(batch)), z, lq)
+    return LatentPair(lq, gt, tuple(f"{index}-{i}" for i in range(batch)), z=z, sample_pm1=lq)
 
 
 class LatentPairs(pl.LightningDataModule):

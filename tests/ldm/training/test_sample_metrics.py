@@ -7,9 +7,9 @@ import pytest
 from tiny_run import write_tiny_run
 
 from basicsr.utils.errors import UserError
-from ldm.callbacks_validation import SampleMetrics
 from ldm.evaluation.runs import open_runs, select_checkpoints
-from ldm.loggers import read_metrics
+from ldm.training.callbacks.sample_metrics import SampleMetrics
+from ldm.training.loggers import read_metrics
 from main import main
 
 NAMES = ("val/psnr_y", "val/ssim_y", "val/edge_f1", "val/edge_psnr")
@@ -71,5 +71,5 @@ def test_equal_weights_give_equal_values(here: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"max_images": 0}, {"steps": 0}, {"border": -1}])
 def test_refuses(wrong: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="it must be at least"):
+    with pytest.raises(UserError, match="give a number of"):
         SampleMetrics(**wrong)

@@ -14,9 +14,12 @@ from torch.utils.data import DataLoader
 
 from basicsr.data.pair_pool import Pair
 from basicsr.utils.errors import UserError
-from ldm.callbacks import EdgeProbe, ImageLogger, StepProgress
-from ldm.loggers import MetricsFile, finish_loggers, make_loggers, read_metrics, wandb_folder
-from ldm.plots import GAP, LABEL_HEIGHT, MIN_TILE, labelled_grid, save_loss_curves
+from basicsr.utils.grid import GAP, LABEL_HEIGHT, MIN_TILE, labelled_grid
+from ldm.training.callbacks.edge_probe import EdgeProbe
+from ldm.training.callbacks.image_logger import ImageLogger
+from ldm.training.callbacks.progress import StepProgress
+from ldm.training.loggers import MetricsFile, finish_loggers, make_loggers, read_metrics, wandb_folder
+from ldm.training.plots import save_loss_curves
 
 
 def pair(value: float = 0.0) -> Pair:
@@ -112,7 +115,7 @@ def test_a_grid_shows_every_tile(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"batch_frequency": 0}, {"max_images": 0}])
 def test_image_logger_refuses(wrong: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="is 0: give a number of 1 or more"):
         ImageLogger(**wrong)
 
 
@@ -143,7 +146,7 @@ def test_metrics_file_grows_and_goes_on(tmp_path: Path) -> None:
     for step in range(4):
         first.log_metrics({"loss": step / 2}, step)
     first.log_metrics({"val": 7.0}, 3)
-    resumed = MetricsFile(path)
+    resumed = MetricsFile(path, resumed_at=2)
     resumed.log_metrics({"loss": 9.0}, 2)  # went back to step 2: the rows from there on are made again
     resumed.log_metrics({"loss": 9.5, "new": 1.0}, 3)
     with path.open(newline="") as file:
@@ -171,7 +174,7 @@ def test_loss_curves(tmp_path: Path) -> None:
 
 
 def make(kind: str, folder: Path) -> list:
-    return make_loggers(kind, folder, name="n", project="p", wandb_id="i", resumed=False, config={})
+    return make_loggers(kind, folder, project="p", wandb_id="i", resumed_at=None, config={})
 
 
 def test_choice_of_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +205,8 @@ def test_wandb_asks_nothing_and_survives_without_a_server(
     monkeypatch.setattr(wandb, "init", init)
     with caplog.at_level("INFO"):
         loggers = make("wandb", tmp_path)
+        assert wandb_folder(loggers) is None and not modes  # nothing starts before it is used
+        loggers[1].log_metrics({"train/loss": 1.0}, 0)
     finish_loggers(loggers)
     why = "W&B cannot be reached: no such host" if known else "no API key and no WANDB_MODE"
     assert modes == (["online", "offline"] if known else ["offline"])

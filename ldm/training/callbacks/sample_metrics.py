@@ -4,15 +4,15 @@ import math
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 
 from basicsr.data.pair_pool import Pair
 from basicsr.metrics.measure import measure
-from basicsr.utils.errors import UserError
+from basicsr.utils import checks
+from basicsr.utils.ranges import from_pm1
 from basicsr.utils.rng import torch_rng
-from ldm.callbacks import undisturbed
 from ldm.evaluation.restore import sample_frames
+from ldm.training.callbacks.isolated import isolated
 
 LOGGED = ("psnr_y", "ssim_y", "edge_f1", "edge_psnr")
 
@@ -29,16 +29,13 @@ class SampleMetrics(Callback):
         border: pixels to cut off before measuring; the scale factor by habit.
 
     Raises:
-        UserError: a number out of range.
+        FieldError: a number out of range.
     """
 
     def __init__(self, max_images: int = 4, steps: int = 10, border: int = 4) -> None:
-        for name, value, least in (("max_images", max_images, 1), ("steps", steps, 1), ("border", border, 0)):
-            if value < least:
-                raise UserError(f"lightning.callbacks sample metrics: {name} is {value}: it must be at least {least}")
-        self.max_images = max_images
-        self.steps = steps
-        self.border = border
+        self.max_images = checks.whole_number("max_images", max_images, 1)
+        self.steps = checks.whole_number("steps", steps, 1)
+        self.border = checks.whole_number("border", border, 0)
         self._pairs: list[Pair] = []
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -51,15 +48,15 @@ class SampleMetrics(Callback):
         share = -(-self.max_images // trainer.world_size)
         wanted = share - sum(map(len, self._pairs))
         if wanted > 0:
-            self._pairs.append(Pair(batch.lq_pm1[:wanted], batch.gt_pm1[:wanted], batch.paths[:wanted]))
+            self._pairs.append(batch[:wanted])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         values: dict[str, list[float]] = {name: [] for name in LOGGED}
-        with undisturbed(trainer, pl_module):
+        with isolated(trainer, pl_module):
             for index, pair in enumerate(self._pairs):
                 rng = torch_rng(pl_module.device, "sample metrics", index)
                 sr_pm1 = sample_frames(pl_module, pair.lq_pm1, self.steps, rng)
-                for sr, gt in zip(_as_01(sr_pm1), _as_01(pair.gt_pm1), strict=True):
+                for sr, gt in zip(*(from_pm1(image.float().cpu()) for image in (sr_pm1, pair.gt_pm1)), strict=True):
                     measured = measure(sr, gt, self.border)
                     for name in LOGGED:
                         values[name].append(measured[name])
@@ -67,7 +64,3 @@ class SampleMetrics(Callback):
         means = {f"val/{name}": sum(each) / len(each) for name, each in values.items() if each}
         defined = {name: mean for name, mean in means.items() if not math.isnan(mean)}
         pl_module.log_dict(defined, sync_dist=True)
-
-
-def _as_01(images_pm1: torch.Tensor) -> torch.Tensor:
-    return (images_pm1.float().cpu() + 1) / 2
