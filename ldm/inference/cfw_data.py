@@ -23,12 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
 from basicsr.data.kernels import draw_final_sinc, draw_kernel
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
-from basicsr.data.transforms import random_crop, random_flips
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import write_whole
-from basicsr.utils.img_util import as_01, find_pictures, read_rgb
+from basicsr.utils.img_util import find_pictures, read_rgb
 from basicsr.utils.ranges import from_pm1, rounded_01, to_pm1, to_u8
-from basicsr.utils.rng import numpy_rng, torch_rng
+from basicsr.utils.rng import derived_seed, numpy_rng, torch_rng
 from ldm.config import Config
 from ldm.inference.networks import Networks
 from ldm.models.diffusion.guidance import Guidance
@@ -113,9 +112,7 @@ class Degraded(Dataset[Frames | str]):
             pixels = read_rgb(job.picture)
         except UserError as error:
             return str(error)
-        crop = random_crop(pixels, recipe.crop_size, numpy_rng("cfw crop", self.seed, job.name))
-        crop = random_flips(crop, numpy_rng("cfw flips", self.seed, job.name), recipe.use_hflip, recipe.use_rot)
-        gt_01 = torch.from_numpy(np.ascontiguousarray(as_01(crop).transpose(2, 0, 1)))[None]
+        gt_01 = recipe.crop.cut(pixels, derived_seed("cfw crop", self.seed, job.name), 0, 0)[None]
         rng = numpy_rng("cfw kernels", self.seed, job.name)
         drawn = [draw_kernel(rng, options) for options in recipe.kernel_options]
         drawn.append(draw_final_sinc(rng, recipe.final_sinc_prob))
@@ -192,7 +189,14 @@ def _png(img_01: Tensor) -> bytes:
 def _training_set(config: Config, folder: str) -> RealESRGANDataset:
     """The training set's options; its own samples are not used."""
     block: Mapping[str, Any] = config.get("data.params.train") or {}
-    others = {"gt_path": folder, "meta_info": None, "face_gt_path": None, "image_type": None, "skip_small": False}
+    others = {
+        "gt_path": folder,
+        "meta_info": None,
+        "edge_map_path": None,
+        "face_gt_path": None,
+        "image_type": None,
+        "skip_small": False,
+    }
     dataset = instantiate_from_config({**block, "params": {**(block.get("params") or {}), **others}})
     if not isinstance(dataset, RealESRGANDataset):
         raise UserError(f"data.params.train.target is {block['target']}, which degrades in a way of its own: give a "

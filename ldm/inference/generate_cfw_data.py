@@ -27,7 +27,7 @@ from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError, fields_named
 from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
-from ldm.console import OneLineParser, some_path, speak
+from ldm.console import OneLineParser, configure_logging, some_path
 from ldm.inference.cfw_data import Degraded, Maker, list_jobs, split
 from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, PRECISIONS, Networks
 from ldm.inference.sharing import Team
@@ -48,7 +48,7 @@ class Counts:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    speak("ldm.inference")
+    configure_logging("ldm.inference")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         with fields_named(lambda field: f"--{field}"):
