@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from basicsr.data.face_degradation import FaceDegradation
 from basicsr.data.picture_folders import Normalisation, by_name, check_plain
-from basicsr.data.realesrgan_dataset import _suffixes
+from basicsr.data.picture_lists import suffixes_of
 from basicsr.data.transforms import random_crop, random_flips
 from basicsr.utils import checks
 from basicsr.utils.img_util import read_rgb_01
@@ -80,7 +80,7 @@ class FFHQDegradationDataset(Dataset[dict[str, Any]]):
             color_jitter_prob or 0.0, color_jitter_shift, color_jitter_pt_prob or 0.0,
             brightness, contrast, saturation, hue, gray_prob or 0.0, gt_gray,
         )  # fmt: skip
-        self.paths = list(by_name("dataroot_gt", Path(dataroot_gt).expanduser(), _suffixes(image_type)).values())
+        self.paths = list(by_name("dataroot_gt", Path(dataroot_gt).expanduser(), suffixes_of(image_type)).values())
 
     def __len__(self) -> int:
         return len(self.paths)

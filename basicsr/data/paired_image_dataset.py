@@ -10,14 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import Dataset
 
-from basicsr.data.picture_folders import Folders, Normalisation, as_folders, by_name, check_plain, listed, names_listed
+from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_plain, shortened
+from basicsr.data.picture_lists import Folders, listed
 from basicsr.data.transforms import random_flips, reflect_pad
 from basicsr.utils import checks
-from basicsr.utils.errors import FieldError, UserError, first_line
-from basicsr.utils.img_util import as_01, read_rgb
+from basicsr.utils.errors import FieldError, fields_named
+from basicsr.utils.img_util import as_01, opened, read_rgb
 from basicsr.utils.rng import numpy_rng
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ _EXIF_ORIENTATION = 0x0112
 class PairFiles:
     """One pair on the disk."""
 
-    name: str  # of GT in its folder, without suffix
     gt: Path
     lq: Path
     edge: Path | None
@@ -49,7 +48,7 @@ class PairedImageDataset(Dataset[dict[str, Any]]):
         dataroot_lq: folder of low-quality ones, or as many.
         dataroot_edge: folder of edge maps of GT's pictures, under their names; a picture without one has an empty map.
         meta_info_file: text file with one GT picture per line, its path in a folder of `dataroot_gt`: these pairs alone
-            are used. What follows the name, as in "0001.png (480,480,3)", is not read.
+            are used. For what such lines may look like see `picture_lists.listed`.
         filename_tmpl: LQ's name by GT's, both without suffix, such as "{}x4".
         scale: GT's sides over LQ's; None takes each pair's own factor. Checked for each pair, before training.
         gt_size: side of the square that is cut out of GT; smaller pictures are mirrored at the bottom and right. None,
@@ -95,12 +94,12 @@ class PairedImageDataset(Dataset[dict[str, Any]]):
         self.use_hflip, self.use_rot = use_hflip, use_rot
         self.seed = seed
         folders = _side_by_side(dataroot_gt, dataroot_lq, dataroot_edge)
-        wanted = None if meta_info_file is None else names_listed("meta_info_file", meta_info_file)
+        wanted: set[Path] | None = None
+        if meta_info_file is not None:
+            with fields_named(lambda _: "meta_info_file"):
+                wanted = {Path(path) for path in listed(meta_info_file, dataroot_gt)}
         self.pairs = _factored([pair for each in folders for pair in _matched(*each, filename_tmpl, wanted)], scale)
         self._has_edges = dataroot_edge is not None
-        found = {pair.name for pair in self.pairs}
-        if missing := [name for name in wanted or () if name not in found]:
-            raise FieldError("meta_info_file", f"{meta_info_file} lists what dataroot_gt lacks: {listed(missing)}")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -159,7 +158,7 @@ def _side_by_side(gt: Folders, lq: Folders, edge: Folders | None) -> list[tuple[
 
 
 def _matched(
-    gt_folder: Path, lq_folder: Path, edge_folder: Path | None, template: str, wanted: list[str] | None
+    gt_folder: Path, lq_folder: Path, edge_folder: Path | None, template: str, wanted: set[Path] | None
 ) -> list[PairFiles]:
     """The pairs of two folders in GT's order; factors are still to be found.
 
@@ -168,17 +167,17 @@ def _matched(
     """
     gts, lqs = by_name("dataroot_gt", gt_folder), by_name("dataroot_lq", lq_folder)
     edges = {} if edge_folder is None else by_name("dataroot_edge", edge_folder)
-    names = list(gts) if wanted is None else [name for name in wanted if name in gts]
+    names = [name for name, file in gts.items() if wanted is None or file in wanted]
     partner = {name: Path(name).with_name(template.format(Path(name).name)).as_posix() for name in names}
     if missing := [gts[name].relative_to(gt_folder) for name in names if partner[name] not in lqs]:
         raise FieldError(
             "dataroot_lq",
-            f"{lq_folder} lacks the partners of {len(missing)} pictures of {gt_folder}: {listed(missing)}",
+            f"{lq_folder} lacks the partners of {len(missing)} pictures of {gt_folder}: {shortened(missing)}",
         )
     spare = len(lqs) - len(names)
     if spare and wanted is None:
         log.warning("dataroot_lq: %d pictures of %s have no partner and are left out", spare, lq_folder)
-    return [PairFiles(name, gts[name], lqs[partner[name]], edges.get(name), 1) for name in names]
+    return [PairFiles(gts[name], lqs[partner[name]], edges.get(name), 1) for name in names]
 
 
 def _factored(pairs: list[PairFiles], scale: int | None) -> list[PairFiles]:
@@ -197,18 +196,15 @@ def _factored(pairs: list[PairFiles], scale: int | None) -> list[PairFiles]:
             wrong.append(f"{pair.lq} is {low_width}x{low_height} and {pair.gt.name} {width}x{height}")
     if wrong:
         rule = f"scale: {scale} needs {scale} times" if scale else "GT's sides must be the same whole number of times"
-        raise FieldError("dataroot_lq", f"has pictures of a wrong size ({rule} LQ's): {listed(wrong)}")
+        raise FieldError("dataroot_lq", f"has pictures of a wrong size ({rule} LQ's): {shortened(wrong)}")
     return fitting
 
 
 def _size(file: Path) -> tuple[int, int]:
     """(height, width) the right way up, from the file's head."""
-    try:
-        with Image.open(file) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception as error:  # decoders fail on damaged files in every possible way
-        raise UserError(f"{file}: cannot be read as a picture ({first_line(error)}); replace or remove it") from error
+    with opened(file) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 

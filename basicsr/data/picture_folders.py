@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basicsr.utils.errors import FieldError, first_line
+from basicsr.data.picture_lists import Folders
+from basicsr.utils.errors import FieldError
 from basicsr.utils.img_util import PICTURE_SUFFIXES, find_pictures
 
-Folders = str | Sequence[str]
 Normalisation = float | Sequence[float]
 
 _SHOWN = 5  # files that a message names
@@ -38,23 +38,7 @@ def by_name(field: str, folder: Path, suffixes: Collection[str] = PICTURE_SUFFIX
     return found
 
 
-def names_listed(field: str, file: str) -> list[str]:
-    """The pictures that a text file names, one per line, without suffix; "0001.png (480,480,3)" is "0001".
-
-    Raises:
-        FieldError: `file`, the value of `field`, cannot be read, or is empty.
-    """
-    try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FieldError(field, f"is {file}, which cannot be read as a text file ({first_line(error)})") from error
-    names = [Path(line.split(" (")[0].strip()).with_suffix("").as_posix() for line in lines if line.strip()]
-    if not names:
-        raise FieldError(field, f"is {file}, which is empty: give one picture per line")
-    return names
-
-
-def listed(files: Sequence[object]) -> str:
+def shortened(files: Sequence[object]) -> str:
     """The first few of some files, for a message."""
     more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
     return ", ".join(map(str, files[:_SHOWN])) + more

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from basicsr.data.picture_folders import Folders, Normalisation, as_folders, by_name, check_plain, listed, names_listed
-from basicsr.data.realesrgan_dataset import _suffixes
-from basicsr.utils.errors import FieldError, UserError, first_line
+from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_plain, shortened
+from basicsr.data.picture_lists import Folders, listed, suffixes_of
+from basicsr.utils.errors import FieldError, UserError, fields_named, first_line
 from basicsr.utils.img_util import read_rgb_01
 
 PARTS = ("inputs", "gts", "latents", "samples")
@@ -43,14 +43,12 @@ class SingleImageDataset(Dataset[dict[str, Any]]):
         color: str | None = None,
     ) -> None:
         check_plain(io_backend, mean, std, color)
-        folders = [by_name("dataroot_lq", folder) for folder in as_folders(dataroot_lq)]
         if meta_info_file is None:
+            folders = [by_name("dataroot_lq", folder) for folder in as_folders(dataroot_lq)]
             self.paths = [path for folder in folders for path in folder.values()]
-            return
-        wanted = names_listed("meta_info_file", meta_info_file)
-        if missing := [name for name in wanted if not any(name in folder for folder in folders)]:
-            raise FieldError("meta_info_file", f"{meta_info_file} lists what dataroot_lq lacks: {listed(missing)}")
-        self.paths = [next(folder[name] for folder in folders if name in folder) for name in wanted]
+        else:
+            with fields_named(lambda _: "meta_info_file"):
+                self.paths = [Path(path) for path in listed(meta_info_file, dataroot_lq)]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -94,7 +92,9 @@ class SingleImageNPDataset(Dataset[dict[str, Any]]):
         color: str | None = None,
     ) -> None:
         check_plain(io_backend, mean, std, color)
-        self.samples = [sample for folder in as_folders(gt_path) for sample in _together(folder, _suffixes(image_type))]
+        self.samples = [
+            sample for folder in as_folders(gt_path) for sample in _together(folder, suffixes_of(image_type))
+        ]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -129,7 +129,7 @@ def _together(folder: Path, suffixes: frozenset[str]) -> list[dict[str, Path]]:
         f"{name} ({', '.join(absent)})" for name in names if (absent := [p for p in PARTS if name not in found[p]])
     ]
     if lacking:
-        raise FieldError("gt_path", f"{folder}: {len(lacking)} samples lack files: {listed(lacking)}")
+        raise FieldError("gt_path", f"{folder}: {len(lacking)} samples lack files: {shortened(lacking)}")
     return [{part: found[part][name] for part in PARTS} for name in names]
 
 

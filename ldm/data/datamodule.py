@@ -84,8 +84,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self._configs = {"train": train, "validation": validation or test}
         self._pipeline: DegradationPipeline | None = None
         if degradation is not None:
-            names = ("degradation", "sf", "use_usm")
-            with fields_named(lambda field: field if field in names else f"degradation.{field}"):
+            blockless = ("degradation", "sf", "use_usm")
+            with fields_named(lambda field: field if field in blockless else f"degradation.{field}"):
                 config = DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm)
             self._pipeline = DegradationPipeline(config)
         self._queue_size = queue_size
@@ -184,8 +184,14 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if len(sizes := {tuple(pair.gt_pm1.shape[2:]) for pair in pairs}) > 1:
             shown = " and ".join(f"{width}x{height}" for height, width in sorted(sizes))
             raise UserError(f"pairs and degraded pictures differ in size ({shown}): give all the same gt_size")
+        edges = [pair.edge_01 for pair in pairs if pair.edge_01 is not None]
+        if edges and len(edges) < len(pairs):
+            raise UserError(
+                "some of the data sets have edge maps and some have none: give all of them a folder of maps"
+            )
         lq_pm1, gt_pm1 = (torch.cat([getattr(pair, name) for pair in pairs]) for name in ("lq_pm1", "gt_pm1"))
-        return Pair(lq_pm1, gt_pm1, tuple(path for pair in pairs for path in pair.paths))
+        paths = tuple(path for pair in pairs for path in pair.paths)
+        return Pair(lq_pm1, gt_pm1, paths, torch.cat(edges) if edges else None)
 
     @torch.no_grad()
     def _degrade(self, batch: Batch, purpose: str) -> Pair:
@@ -196,7 +202,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             lq_pm1, gt_pm1, sample_pm1 = (to_pm1(batch[key]) for key in ("lq", "gt", "sample"))
             return LatentPair(lq_pm1, gt_pm1, tuple(batch["gt_path"]), z=batch["latent"], sample_pm1=sample_pm1)
         if "lq" in batch:
-            return Pair(to_pm1(batch["lq"]), to_pm1(gt_01), tuple(batch["gt_path"]))
+            return Pair(to_pm1(batch["lq"]), to_pm1(gt_01), tuple(batch["gt_path"]), batch.get("edge"))
         assert self._pipeline is not None  # setup has seen to it
         rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
         kernels = batch["kernel1"], batch["kernel2"], batch["sinc_kernel"]

@@ -156,9 +156,9 @@ def test_a_list_chooses_pairs(tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("c.png (48,60,3)\r\nb.png\n\n")
     data = pairs(tmp_path, meta_info_file=str(listed))
-    assert [pair.name for pair in data.pairs] == ["c", "b"]
+    assert [pair.gt.name for pair in data.pairs] == ["b.png", "c.png"]
     listed.write_text("c.png\nd.png")
-    with pytest.raises(FieldError, match="meta_info_file .*lists what dataroot_gt lacks: d"):
+    with pytest.raises(FieldError, match="meta_info_file is .*1 lines of which name no file in .*: 'd.png'"):
         pairs(tmp_path, meta_info_file=str(listed))
     with pytest.raises(FieldError, match="meta_info_file .*cannot be read"):
         pairs(tmp_path, meta_info_file=str(tmp_path / "none.txt"))
