@@ -20,7 +20,7 @@ def test_data_training_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     write_tiny_run(tmp_path)
     tiny = tmp_path / "tiny.yaml"
-    tiny.write_text(tiny.read_text().replace("ch_mult: [1, 1]}}}}\ndegradation", "ch_mult: [1, 1, 1]}}}}\ndegradation"))
+    tiny.write_text(tiny.read_text().replace("ch: 32, ch_mult: [1, 1]", "ch: 32, ch_mult: [1, 1, 1]"))
     text, write = tiny.read_text(), Path.write_text
     with monkeypatch.context() as patch:  # the model of this very config
         patch.setattr(Path, "write_text", lambda file, *_: write(file, text))
