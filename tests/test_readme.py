@@ -15,7 +15,7 @@ from ldm.training.cli import parse_arguments
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 # Without what is about the flags of other programs than main.py.
-OTHERS = r"(## (Upscaling|Did it get better\?)\n|Upscaling, where).*?(?=\n## )|[^\n]*scripts/[^\n]*"
+OTHERS = r"(## (Upscaling|Second stage \(CFW\)|Did it get better\?)\n|Upscaling, where).*?(?=\n## )|[^\n]*scripts/[^\n]*"
 OF_MAIN = re.sub(OTHERS, "", TEXT, flags=re.DOTALL)
 
 
@@ -38,7 +38,7 @@ def test_its_yaml_fits(tmp_path: Path) -> None:
         assert config.get("model.params.edge_loss_weight") == 0.1
 
 
-@pytest.mark.parametrize("script", ["upscale", "evaluate", "compare_runs"])
+@pytest.mark.parametrize("script", ["upscale", "evaluate", "compare_runs", "generate_cfw_data"])
 def test_its_scripts_take_their_flags(script: str) -> None:
     commands = TEXT.replace("\\\n", " ").splitlines()
     used = {flag for line in commands if f"{script}.py" in line for flag in re.findall(r"(--[a-z_]+)", line)}
