@@ -15,7 +15,9 @@ from ldm.training.cli import parse_arguments
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 # Without what is about the flags of other programs than main.py.
-OTHERS = r"(## (Upscaling|Second stage \(CFW\)|Did it get better\?)\n|Upscaling, where).*?(?=\n## )|[^\n]*scripts/[^\n]*"
+OTHERS = (
+    r"(## (Upscaling|Second stage \(CFW\)|Did it get better\?)\n|Upscaling, where).*?(?=\n## )|[^\n]*scripts/[^\n]*"
+)
 OF_MAIN = re.sub(OTHERS, "", TEXT, flags=re.DOTALL)
 
 

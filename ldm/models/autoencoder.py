@@ -270,8 +270,10 @@ class AutoencoderKLResi(AutoencoderKL):
         """The decoded picture (B, 3, H, W), the posterior of LQ, and what the decoder's last layer did."""
         cells = tuple(side // self.config.downsampling for side in pair.lq_pm1.shape[-2:])
         if tuple(pair.z.shape[-2:]) != cells:
-            raise UserError(f"{pair.paths[0]}: its latent has {tuple(pair.z.shape[-2:])} cells, and this ddconfig wants "
-                            f"{cells}: take the ddconfig of the stage 1 that made it")  # fmt: skip
+            raise UserError(
+                f"{pair.paths[0]}: its latent has {tuple(pair.z.shape[-2:])} cells, and this ddconfig wants {cells}: "
+                "take the ddconfig of the stage 1 that made it"
+            )
         keep = torch.is_grad_enabled() and not self.freeze_dec
         with torch.set_grad_enabled(keep):
             posterior, features = self.encode(pair.lq_pm1)
