@@ -106,6 +106,7 @@ class AutoencoderKL(pl.LightningModule):
     def _step(self, pair: Pair, batch_idx: int, split: str) -> Tensor:
         rng = torch_rng(self.device, split, torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
         posterior = self.encode(pair.gt_pm1)
+        loss: Tensor
         loss, parts = self.loss(pair.gt_pm1, self.decode(posterior.sample(rng)), posterior)
         self.log_dict({f"{split}/{name}": value for name, value in parts.items()}, batch_size=len(pair))
         return loss
