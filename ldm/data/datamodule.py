@@ -41,11 +41,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     Args:
         batch_size: samples per process and step.
-        train, validation: `{target, params}` of data sets such as RealESRGANDataset; either may be absent.
+        train, validation: `{target, params}` of data sets such as RealESRGANDataset; either may be absent. A data set with
+            `gives_pairs` holds LQ as well, at GT's size: its samples pass as they are.
         test: stands in for `validation` where that is absent, as in a `test_data:` block.
         num_workers: loader processes per training process; None for up to 8, by the number of cores.
         wrap: accepted and without effect; StableSR's YAMLs carry it.
-        degradation: the YAML's `degradation:` block.
+        degradation: the YAML's `degradation:` block; not needed where all data sets give pairs.
         sf: factor between GT and the degraded picture.
         use_usm: sharpen GT before degrading.
         random_size: crop each training pair to a random size (StableSR's key of that name).
@@ -53,7 +54,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         seed: with it, every order, crop, kernel and degradation is decided.
 
     Raises:
-        UserError: a `degradation:` block that is missing or wrong; from `setup`, a data set smaller than one batch.
+        UserError: a `degradation:` block that is wrong; from `setup`, one that is missing.
     """
 
     def __init__(

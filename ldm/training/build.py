@@ -20,7 +20,7 @@ from ldm.training.callbacks.checkpoints import StepCheckpoint
 from ldm.training.callbacks.learning_rate import UseLearningRate
 from ldm.training.callbacks.progress import StepProgress
 from ldm.training.callbacks.skip_not_finite import SkipNotFinite
-from ldm.training.run_folder import RunFolder, RunSettings
+from ldm.run_folder import RunFolder, RunSettings
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from ldm.training.cli import INTERRUPTED, REQUEUE, Options, tell
 from ldm.training.loggers import finish_loggers, make_loggers, read_metrics, wandb_folder
 from ldm.training.plots import save_loss_curves
 from ldm.training.resume import check_changes
-from ldm.training.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
+from ldm.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from basicsr.metrics import edge_metrics, psnr_ssim
 from basicsr.metrics.edge_metrics import edge_map, edge_precision_recall_f1, edge_psnr, gradient_psnr, region_errors
-from basicsr.metrics.measure import METRICS, measure
+from basicsr.metrics.measure import measure
 from basicsr.metrics.psnr_ssim import PSNR_CAP, as_8_bit, cropped, luma, ms_ssim, psnr, ssim
+from basicsr.metrics.table import METRICS
 
 Array = np.ndarray
 BORDER = 4
