@@ -51,9 +51,9 @@ def test_its_scripts_take_their_flags(script: str) -> None:
 
 
 def test_its_commands_of_the_one_name_are_those_that_it_has() -> None:
-    (listed,) = re.findall(r"`stablesr-edge ((?:\w+ \| )+\w+)`", TEXT)
+    (listed,) = re.findall(r"`stablesr-edge ((?:[\w-]+ \| )+\w+)`", TEXT)
     assert listed.split(" | ") == list(COMMANDS)
-    assert set(re.findall(r"stablesr-edge (\w+) --", TEXT)) <= set(COMMANDS)
+    assert set(re.findall(r"stablesr-edge ([\w-]+) --", TEXT)) <= set(COMMANDS)
 
 
 def test_its_commands_parse() -> None:
