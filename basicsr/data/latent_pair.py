@@ -1,5 +1,6 @@
 """What the second stage (CFW) trains on: a pair and the latent that stage 1 sampled for its low-quality picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -23,12 +24,8 @@ class LatentPair(Pair):
         if not len(self.z) == len(self.sample_pm1) == len(self.paths):
             raise ValueError(f"{len(self.z)} latents and {len(self.sample_pm1)} samples for {len(self.paths)} pairs")
 
-    def first(self, count: int) -> "LatentPair":
-        """The first `count` samples."""
-        return LatentPair(
-            self.lq_pm1[:count],
-            self.gt_pm1[:count],
-            self.paths[:count],
-            z=self.z[:count],
-            sample_pm1=self.sample_pm1[:count],
-        )
+    def __getitem__(self, samples: slice | Sequence[int]) -> "LatentPair":
+        """Some of the samples, whole; places make copies."""
+        pair = super().__getitem__(samples)
+        parts = {"z": self.z[samples], "sample_pm1": self.sample_pm1[samples]}
+        return LatentPair(pair.lq_pm1, pair.gt_pm1, pair.paths, pair.edge_01, **parts)

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
+from basicsr.data.ffhq_degradation_dataset import FFHQDegradationDataset
 from basicsr.data.kernels import draw_final_sinc, draw_kernel
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.data.transforms import random_crop, random_flips
@@ -28,7 +30,7 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import write_whole
 from basicsr.utils.img_util import as_01, find_pictures, read_rgb
 from basicsr.utils.ranges import from_pm1, rounded_01, to_pm1, to_u8
-from basicsr.utils.rng import numpy_rng, torch_rng
+from basicsr.utils.rng import derived_seed, numpy_rng, torch_rng
 from ldm.config import Config
 from ldm.inference.networks import Networks
 from ldm.models.diffusion.guidance import Guidance
@@ -97,36 +99,52 @@ class Degraded(Dataset[Frames | str]):
 
     def __init__(self, jobs: Sequence[Job], config: Config, folder: str, seed: int) -> None:
         self.jobs, self.seed = jobs, seed
-        options = config.get("degradation")
-        if options is None:
-            raise UserError("the config has no `degradation:` block: give the one that the checkpoint was trained with")
-        use_usm, sf = config.get("model.params.use_usm", False), config.get("sf", 4)
-        self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(options, sf=sf, use_usm=use_usm))
         self._recipe = _training_set(config, folder)
+        self._pipeline: DegradationPipeline | None = None
+        if isinstance(self._recipe, RealESRGANDataset):
+            options, use_usm = config.get("degradation"), config.get("model.params.use_usm", False)
+            if options is None:
+                raise UserError("the config has no `degradation:` block: give the one of the checkpoint's training")
+            whole = DegradationConfig.from_mapping(options, sf=config.get("sf", 4), use_usm=use_usm)
+            self._pipeline = DegradationPipeline(whole)
 
     def __len__(self) -> int:
         return len(self.jobs)
 
     def __getitem__(self, index: int) -> Frames | str:
-        job, recipe = self.jobs[index], self._recipe
+        job = self.jobs[index]
         try:
             pixels = read_rgb(job.picture)
         except UserError as error:
             return str(error)
-        crop = random_crop(pixels, recipe.crop_size, numpy_rng("cfw crop", self.seed, job.name))
-        crop = random_flips(crop, numpy_rng("cfw flips", self.seed, job.name), recipe.use_hflip, recipe.use_rot)
-        gt_01 = torch.from_numpy(np.ascontiguousarray(as_01(crop).transpose(2, 0, 1)))[None]
+        lq_01, gt_01 = (self._face if isinstance(self._recipe, FFHQDegradationDataset) else self._general)(pixels, job)
+        return Frames(rounded_01(lq_01), rounded_01(gt_01))
+
+    def _general(self, pixels: NDArray[Any], job: Job) -> tuple[Tensor, Tensor]:
+        recipe = self._recipe
+        assert isinstance(recipe, RealESRGANDataset) and self._pipeline is not None
+        gt_01 = recipe.crop.cut(pixels, derived_seed("cfw crop", self.seed, job.name), 0, 0)[None]
         rng = numpy_rng("cfw kernels", self.seed, job.name)
         drawn = [draw_kernel(rng, options) for options in recipe.kernel_options]
         drawn.append(draw_final_sinc(rng, recipe.final_sinc_prob))
         kernel1, kernel2, sinc_kernel = (torch.from_numpy(kernel)[None] for kernel in drawn)
         noise = torch_rng("cpu", "cfw degradation", self.seed, job.name)
         lq_01, gt_01 = self._pipeline(gt_01, kernel1, kernel2, sinc_kernel, noise)
-        return Frames(rounded_01(lq_01[0]), rounded_01(gt_01[0]))
+        return lq_01[0], gt_01[0]
+
+    def _face(self, pixels: NDArray[Any], job: Job) -> tuple[Tensor, Tensor]:
+        recipe = self._recipe
+        assert isinstance(recipe, FFHQDegradationDataset)
+        gt = random_crop(as_01(pixels), recipe.side, numpy_rng("cfw crop", self.seed, job.name))
+        gt = random_flips(gt, numpy_rng("cfw flips", self.seed, job.name), recipe.use_hflip, False)
+        rng = numpy_rng("cfw degradation", self.seed, job.name)
+        lq, gt = recipe.degradation(np.ascontiguousarray(gt), rng)
+        lq_01, gt_01 = (torch.from_numpy(img.transpose(2, 0, 1).copy()) for img in (lq, gt))
+        return lq_01, gt_01
 
     def batches(self, size: int, workers: int) -> Iterator[list[tuple[Job, Frames | str]]]:
         """All in batches, degraded ahead by some worker processes."""
-        loader = DataLoader(self, size, num_workers=workers, collate_fn=list)  # type: ignore[arg-type]
+        loader = DataLoader(self, size, num_workers=workers, collate_fn=list)
         for start, frames in zip(range(0, len(self), size), loader, strict=True):
             yield list(zip(self.jobs[start : start + size], frames, strict=True))
 
@@ -189,14 +207,19 @@ def _png(img_01: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _training_set(config: Config, folder: str) -> RealESRGANDataset:
+def _training_set(config: Config, folder: str) -> RealESRGANDataset | FFHQDegradationDataset:
     """The training set's options; its own samples are not used."""
     block: Mapping[str, Any] = config.get("data.params.train") or {}
-    others = {"gt_path": folder, "meta_info": None, "face_gt_path": None, "image_type": None, "skip_small": False}
-    dataset = instantiate_from_config({**block, "params": {**(block.get("params") or {}), **others}})
-    if not isinstance(dataset, RealESRGANDataset):
-        raise UserError(f"data.params.train.target is {block['target']}, which degrades in a way of its own: give a "
-                        "config whose training set is basicsr.data.realesrgan_dataset.RealESRGANDataset")  # fmt: skip
+    params = dict(block.get("params") or {})
+    if "dataroot_gt" in params:
+        params |= {"dataroot_gt": folder, "image_type": "any"}
+    else:
+        params |= {"gt_path": folder, "image_type": None, "skip_small": False}
+        params |= dict.fromkeys(("meta_info", "edge_map_path", "face_gt_path"))
+    dataset = instantiate_from_config({**block, "params": params})
+    if not isinstance(dataset, RealESRGANDataset | FFHQDegradationDataset):
+        raise UserError(f"data.params.train.target is {block['target']}, which has no degradation of its own: give a "
+                        "config that trains on degraded pictures")  # fmt: skip
     return dataset
 
 

@@ -27,7 +27,7 @@ from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError, fields_named
 from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
-from ldm.console import OneLineParser, some_path, speak
+from ldm.console import OneLineParser, configure_logging, some_path
 from ldm.inference.cfw_data import Degraded, Maker, list_jobs, split
 from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, PRECISIONS, Networks
 from ldm.inference.sharing import Team
@@ -48,7 +48,7 @@ class Counts:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    speak("ldm.inference")
+    configure_logging("ldm.inference")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         with fields_named(lambda field: f"--{field}"):
@@ -89,7 +89,11 @@ def run(args: argparse.Namespace) -> int:
     made, not_finite, unreadable = map(int, team.sums(counts.made, counts.not_finite, counts.unreadable))
     if team.first:
         seconds = time.monotonic() - started
-        result = {"samples": sum(job.done(args.output) for job in jobs), "asked_for": len(jobs), "made_now": made}
+        result: dict[str, float] = {
+            "samples": sum(job.done(args.output) for job in jobs),
+            "asked_for": len(jobs),
+            "made_now": made,
+        }
         result |= {"not_finite": not_finite, "unreadable": unreadable, "processes": team.size}
         result |= {"seconds": round(seconds, 1), "samples_per_second": round(made / max(seconds, 1e-9), 3)}
         _write(args.output, settings, result)

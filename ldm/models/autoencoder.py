@@ -21,6 +21,7 @@ from ldm.modules.diffusionmodules.model import DDConfig, Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.perceptual import LastLayer, LPIPSWithDiscriminator
+from ldm.published import takes_published_keys
 from ldm.util import check_arguments, instantiate_from_config
 
 
@@ -78,7 +79,8 @@ class AutoencoderKL(pl.LightningModule):
 
     def decode(self, z: Tensor, recompute: bool = False) -> Tensor:
         """Unscaled latents to a picture, not clamped; `recompute` saves memory in the backward pass (`Decoder`)."""
-        return self.decoder(self.post_quant_conv(z), recompute=recompute)
+        decoded_pm1: Tensor = self.decoder(self.post_quant_conv(z), recompute=recompute)
+        return decoded_pm1
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """One step of reconstruction on the pairs' true pictures."""
@@ -104,6 +106,7 @@ class AutoencoderKL(pl.LightningModule):
     def _step(self, pair: Pair, batch_idx: int, split: str) -> Tensor:
         rng = torch_rng(self.device, split, torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
         posterior = self.encode(pair.gt_pm1)
+        loss: Tensor
         loss, parts = self.loss(pair.gt_pm1, self.decode(posterior.sample(rng)), posterior)
         self.log_dict({f"{split}/{name}": value for name, value in parts.items()}, batch_size=len(pair))
         return loss
@@ -116,8 +119,7 @@ class AutoencoderKLResi(AutoencoderKL):
     sampled latent -> GT. One batch is one step of two Adams, the autoencoder's and then the discriminator's, both on
     the same decoded picture.
 
-    The arguments are AutoencoderKL's and the other published keys; `colorize_nlabels` and, here, `use_usm` (which the
-    data side reads) change nothing, and of `synthesis_data` false alone is supported. Ours are the last three.
+    The arguments are AutoencoderKL's and other published keys (see also `ldm.published`); ours are the last three.
 
     Args:
         fusion_w: w of training, and of decoding where nothing else is said.
@@ -132,6 +134,7 @@ class AutoencoderKLResi(AutoencoderKL):
 
     decoder: FusionDecoder
 
+    @takes_published_keys
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -140,19 +143,14 @@ class AutoencoderKLResi(AutoencoderKL):
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
-        colorize_nlabels: int | None = None,
         monitor: str | None = None,
         fusion_w: float = 1.0,
         freeze_dec: bool = True,
-        synthesis_data: bool = False,
-        use_usm: bool = False,
         test_gt: bool = False,
         scale_factor: float = 0.18215,
         edge_loss_weight: float = 0.0,
         learning_rate: float = 5e-5,
     ) -> None:
-        if synthesis_data:
-            raise UserError("AutoencoderKLResi: synthesis_data: true is not supported; leave it out")
         super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor, learning_rate)
         self.decoder.fusion_w = checks.probability("fusion_w", fusion_w)
         self.test_gt = test_gt
@@ -161,7 +159,8 @@ class AutoencoderKLResi(AutoencoderKL):
         self.edge_loss_weight = checks.number("edge_loss_weight", edge_loss_weight, 0)
         self.edge_loss = EdgeLoss(EdgeMapGenerator())
         self.automatic_optimization = False
-        self._accumulate, self._clip = 1, None
+        self._accumulate = 1
+        self._clip: float | None = None
         if freeze_dec:
             for name, parameter in self.named_parameters():
                 if "fusion_layer" not in name and not name.startswith("loss."):
@@ -220,7 +219,7 @@ class AutoencoderKLResi(AutoencoderKL):
             # Each of the two passes reaches a part of the parameters alone.
             self.trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the autoencoder and for the discriminator."""
         networks = ([p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("loss.")],)
         return [
@@ -230,7 +229,7 @@ class AutoencoderKLResi(AutoencoderKL):
 
     def training_step(self, pair: Pair, batch_idx: int) -> None:  # type: ignore[override]
         """Two backward passes; at the last batch of those that accumulate, a step of both optimisers."""
-        autoencoder, discriminator = self.optimizers()  # type: ignore[misc]
+        autoencoder, discriminator = self.optimizers()  # type: ignore[attr-defined]
         pair = _with_latents(pair)
         # The published loss ends at the discriminator: what it is to learn comes from its own.
         self.loss.discriminator.requires_grad_(False)
@@ -270,6 +269,12 @@ class AutoencoderKLResi(AutoencoderKL):
 
     def reconstruct(self, pair: LatentPair) -> tuple[Tensor, DiagonalGaussianDistribution, LastLayer]:
         """The decoded picture (B, 3, H, W), the posterior of LQ, and what the decoder's last layer did."""
+        cells = tuple(side // self.config.downsampling for side in pair.lq_pm1.shape[-2:])
+        if tuple(pair.z.shape[-2:]) != cells:
+            raise UserError(
+                f"{pair.paths[0]}: its latent has {tuple(pair.z.shape[-2:])} cells, and this ddconfig wants {cells}: "
+                "take the ddconfig of the stage 1 that made it"
+            )
         keep = torch.is_grad_enabled() and not self.freeze_dec
         with torch.set_grad_enabled(keep):
             posterior, features = self.encode(pair.lq_pm1)
@@ -286,7 +291,7 @@ class AutoencoderKLResi(AutoencoderKL):
     @torch.no_grad()
     def log_images(self, pair: Pair, n: int = 4) -> dict[str, Tensor]:
         """The first n of a batch by label, (n, 3, H, W) in [-1, 1]; `samples` is without CFW."""
-        pair = _with_latents(pair).first(n)
+        pair = _with_latents(pair)[:n]
         decoded_pm1, _, _ = self.reconstruct(pair)
         images = {"inputs": pair.lq_pm1, "gts": pair.gt_pm1, "samples": pair.sample_pm1, "reconstructions": decoded_pm1}
         return {name: image.float().clamp(-1, 1) for name, image in images.items()}

@@ -145,7 +145,7 @@ def test_the_discriminators_loss_begins_at_its_step_and_is_its_formula() -> None
     assert close(value, torch.relu(1 - real).mean() + torch.relu(1 + fake).mean())
     assert close(parts["logits_real"], real.mean().detach())
     assert close(parts["logits_fake"], fake.mean().detach())
-    value.backward()
+    torch.autograd.backward(value)
     assert decoded.grad is None
     before, _ = ours.discriminator_loss(gt, decoded, 9)
     total, parts = ours.autoencoder_loss(gt, decoded, POSTERIOR, 9)

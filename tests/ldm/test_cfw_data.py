@@ -196,3 +196,16 @@ def test_bad_words_are_told(
 
 def test_the_published_sampling_is_the_default() -> None:
     assert Sampling() == Sampling(200, "ddpm")
+
+
+def test_faces_are_degraded_by_their_own_data_set(run: Path) -> None:
+    target = "basicsr.data.ffhq_degradation_dataset.FFHQDegradationDataset"
+    config = load_config([run / "tiny.yaml"], [f"data.params.train.target={target}"])
+    config.values["data"]["params"]["train"]["params"] = {"dataroot_gt": "elsewhere", "out_size": 32, "gray_prob": 0.0}
+    frames = [
+        Degraded(list_jobs([str(run / "pictures")]), config, str(run / "pictures"), seed)[0] for seed in (1, 1, 2)
+    ]
+    assert not any(isinstance(each, str) for each in frames)
+    assert torch.equal(frames[0].lq_01, frames[1].lq_01)  # type: ignore[union-attr]
+    assert not torch.equal(frames[0].lq_01, frames[2].lq_01)  # type: ignore[union-attr]
+    assert frames[0].gt_01.shape == frames[0].lq_01.shape == (3, 32, 32)  # type: ignore[union-attr]

@@ -94,10 +94,13 @@ def test_without_freeze_dec_the_whole_autoencoder_is(tmp_path: Path) -> None:
 
 def test_it_learns_a_picture(tmp_path: Path) -> None:
     model, pair = cfw(3e-3), latent_pair(0)
-    target = lambda: float((model.reconstruct(pair)[0] - pair.gt_pm1).abs().mean().detach())  # noqa: E731
-    before = target()
+
+    def error() -> float:
+        return float((model.reconstruct(pair)[0] - pair.gt_pm1).abs().mean().detach())
+
+    before = error()
     trainer(tmp_path, 40).fit(model, LatentPairs(40, same=True))
-    assert target() < 0.6 * before
+    assert error() < 0.6 * before
 
 
 def test_the_discriminator_waits_for_its_step(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
+from torch.nn.grad import conv2d_weight
 
 from basicsr.utils import checks
 
@@ -39,7 +40,8 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, image_pm1: Tensor) -> Tensor:
         """Logits (B, 1, h, w): above 0 for what looks real."""
-        return self.main(image_pm1)
+        logits: Tensor = self.main(image_pm1)
+        return logits
 
 
 def discriminator_loss(kind: str, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
@@ -64,11 +66,13 @@ def weight_gradient(loss: Tensor, output: Tensor, layer_input: Tensor, layer: nn
     scale = float(output.numel())
     (at_output,) = torch.autograd.grad(loss * scale, output, retain_graph=True)
     with torch.autocast(output.device.type, enabled=False):
-        return torch.nn.grad.conv2d_weight(
-            layer_input.detach().float(), list(layer.weight.shape), at_output.float() / scale, padding=layer.padding
-        )  # type: ignore[no-untyped-call]
+        gradient: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+            layer_input.detach().float(), layer.weight.shape, at_output.float() / scale, padding=layer.padding
+        )
+    return gradient
 
 
 def adaptive_weight(nll_gradient: Tensor, g_gradient: Tensor) -> Tensor:
     """lambda = clamp(|G_nll| / (|G_g| + 1e-4), 0, 1e4), G at the decoder's last layer (VQGAN, equation 7)."""
-    return (nll_gradient.norm() / (g_gradient.norm() + EPS)).clamp(0, HIGHEST).detach()
+    ratio: Tensor = nll_gradient.norm() / (g_gradient.norm() + EPS)
+    return ratio.clamp(0, HIGHEST).detach()

@@ -160,6 +160,7 @@ def load_perceptual(weights: str | None) -> Perceptual | None:
         return None
 
     def distances(a_pm1: Tensor, b_pm1: Tensor) -> Tensor:
-        return network.to(a_pm1.device)(a_pm1, b_pm1)
+        distance: Tensor = network.to(a_pm1.device)(a_pm1, b_pm1)
+        return distance
 
     return distances
