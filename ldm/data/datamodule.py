@@ -1,5 +1,6 @@
 """The data side of training: loaders in a resumable order, and pairs degraded on the training device."""
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +15,20 @@ from basicsr.data.pair_pool import Pair, PairPool
 from basicsr.data.transforms import random_crop_pair
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
+from basicsr.utils.ranges import to_pm1
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.data.sampler import TrainingSampler
 from ldm.util import instantiate_from_config
 
+log = logging.getLogger(__name__)
+
 Batch = dict[str, Any]
 
 
-class Numbered(Dataset):
+class Numbered(Dataset[Batch]):
     """Another data set, whose samples also say which draw they are: what happens to them depends on that alone."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset[Batch]) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -70,22 +74,22 @@ class DataModuleFromConfig(pl.LightningDataModule):
         seed: int = 23,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"data.params.batch_size is {batch_size}: it must be at least 1")
+        checks.whole_number("batch_size", batch_size, 1)
         if num_workers is not None:
-            checks.whole_number("data.params.num_workers", num_workers, 0)
+            checks.whole_number("num_workers", num_workers, 0)
         if degradation is None:
             raise UserError("the config has no `degradation:` block: low-quality pictures cannot be made without one")
         self.batch_size = batch_size
         self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
         self.random_size = random_size
         self.seed = seed
-        self.datasets: dict[str, Dataset] = {}
+        self.datasets: dict[str, Numbered] = {}
         self._configs = {"train": train, "validation": validation or test}
         self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm))
         self._queue_size = queue_size
         self._pool: PairPool | None = None
-        self._saved_pool: dict[str, Any] | None = None
+        self._origins: PairPool | None = None  # for each place of the pool, where the sample there came from
+        self._saved_origins: list[dict[str, Any]] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Build the data sets (once). Every process may call it: nothing is written."""
@@ -101,7 +105,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """Raise a UserError where `ranks` processes would not get a whole batch each, or the pool no whole batches."""
         if "train" not in self.datasets:
             raise UserError("the config's data.params has no `train:`: there is nothing to train on")
-        length, needed = len(self.datasets["train"]), self.batch_size * ranks  # type: ignore[arg-type]
+        length, needed = len(self.datasets["train"]), self.batch_size * ranks
         if length < needed:
             processes = f" on {ranks} processes" if ranks > 1 else ""
             raise UserError(
@@ -115,23 +119,23 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 f"data.params.batch_size={self.batch_size}: use {below or self.batch_size}, or 0 for no pair pool"
             )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Batch]:
         dataset = self.datasets["train"]
         sampler = TrainingSampler(
-            len(dataset),  # type: ignore[arg-type]
+            len(dataset),
             self.batch_size,
             self.seed,
             self._batches_done,
-            *self._rank_of(),  # type: ignore[arg-type]
+            *self._rank_of(),
         )
         return self._loader(dataset, sampler=sampler, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         if "validation" not in self.datasets:
             return []
         dataset = self.datasets["validation"]
         rank, ranks = self._rank_of()
-        length = len(dataset)  # type: ignore[arg-type]
+        length = len(dataset)
         # Each rank takes every n-th sample; the first ones fill the last row up, for ranks must agree on the number.
         draws = [draw % length for draw in range(rank, -(-length // ranks) * ranks, ranks)]
         return self._loader(dataset, sampler=draws)
@@ -139,7 +143,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def example_pair(self, device: torch.device) -> Pair:
         """The first validation pair, the same at every call; without a validation set, training pictures stand in."""
         dataset = self.datasets.get("validation") or self.datasets["train"]
-        count = min(self.batch_size, len(dataset))  # type: ignore[arg-type]
+        count = min(self.batch_size, len(dataset))
         batch = torch.utils.data.default_collate([dataset[draw] for draw in range(count)])
         return self._degrade(self._to_device(batch, device), "validation")
 
@@ -151,44 +155,82 @@ class DataModuleFromConfig(pl.LightningDataModule):
         assert self.trainer is not None
         if not self.trainer.training:
             return self._degrade(batch, "validation")
-        pair = self._pooled(self._degrade(batch, "degradation"))
+        pair = self._pooled(self._degrade(batch, "degradation"), batch["draw"])
         if self.random_size:
             rng = numpy_rng("random_size", self.seed, int(batch["draw"][0]))
             pair = Pair(*random_crop_pair(pair.lq_pm1, pair.gt_pm1, rng), pair.paths)
         return pair
 
     def state_dict(self) -> dict[str, Any]:
-        """What the pool holds, for a resumed run to draw the same samples; on several processes, that of rank 0.
+        """From where each rank's pool has its samples, for a resumed run to make the same ones again.
 
-        The other ranks' pools fill afresh after a resume. Order and degradations need no state: the step decides them.
+        Order and degradations need no state: the step decides them. All ranks must call it together.
         """
-        return {"pool": self._pool.state_dict()} if self._pool is not None else {}
+        if self._origins is None:
+            return {}
+        mine = self._origins.state_dict()
+        everyone = [mine] * self._rank_of()[1]
+        if len(everyone) > 1:
+            torch.distributed.all_gather_object(everyone, mine)
+        return {"pool_origins": everyone}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved_pool = state_dict.get("pool")
+        """Take up what `state_dict` gave; the pictures are made when the first batch comes."""
+        self._saved_origins = state_dict.get("pool_origins")
+        if "pool" in state_dict:
+            log.warning("the checkpoint is of an earlier version: the pair pool fills afresh, and the order changes")
 
     @torch.no_grad()
     def _degrade(self, batch: Batch, purpose: str) -> Pair:
         gt_01: Tensor = batch["gt"]
         rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
         lq_01, gt_01 = self._pipeline(gt_01, batch["kernel1"], batch["kernel2"], batch["sinc_kernel"], rng)
-        return Pair(lq_01.clamp(0, 1) * 2 - 1, gt_01 * 2 - 1, tuple(batch["gt_path"]))
+        return Pair(to_pm1(lq_01.clamp(0, 1)), to_pm1(gt_01), tuple(batch["gt_path"]))
 
-    def _pooled(self, pair: Pair) -> Pair:
-        if self._pool is None:
-            rank = self._rank_of()[0]
-            self._pool = PairPool(self._pool_size(), self.seed, rank)
-            if self._saved_pool is not None and rank == 0:
-                self._pool.load_state_dict(self._saved_pool, like=pair.gt_pm1)
-            self._saved_pool = None
+    def _pooled(self, pair: Pair, draws: Tensor) -> Pair:
+        """Exchange a batch with the pool, and note beside it where the samples came from.
+
+        The origins go through a pool of their own that draws the same places. A sample's origin is its place in its
+        batch and all of that batch's draws, for a batch is degraded as a whole: rows of 1 + B whole numbers.
+        """
+        if self._pool is None or self._origins is None:
+            self._pool, self._origins = (PairPool(self._pool_size(), self.seed, self._rank_of()[0]) for _ in range(2))
+            self._refill(pair)
+        draws = draws.cpu()
+        origins = torch.cat([torch.arange(len(draws))[:, None], draws.expand(len(draws), -1)], 1)
+        self._origins.push_pop(Pair(origins, origins, pair.paths))
         return self._pool.push_pop(pair)
+
+    def _refill(self, like: Pair) -> None:
+        """Make the pictures that the pool held when the checkpoint was saved once more."""
+        saved, self._saved_origins = self._saved_origins, None
+        rank, ranks = self._rank_of()
+        if saved is None or self._pool is None or self._origins is None or self._pool.size == 0:
+            return
+        rows = saved[rank]["gt_pm1"] if len(saved) == ranks else None
+        if rows is None or rows.shape != (self._pool.size, 1 + len(like)):
+            log.warning("processes, batch_size or queue_size are others than before: the pair pool fills afresh")
+            return
+        self._origins.load_state_dict(saved[rank], rows)
+        held, origins = saved[rank]["held"], rows.tolist()
+        lq, gt = (image.new_empty((self._pool.size, *image.shape[1:])) for image in (like.lq_pm1, like.gt_pm1))
+        batches = [list(draws) for draws in sorted({tuple(draws) for _, *draws in origins[:held]})]
+        # The workers of training's own loader are at work: these come and go.
+        loader = DataLoader(self.datasets["train"], batch_sampler=batches, num_workers=self.num_workers)
+        for batch in loader:
+            pair = self._degrade(self._to_device(batch, like.gt_pm1.device), "degradation")
+            draws = batch["draw"].tolist()
+            for place, (index, *others) in enumerate(origins[:held]):
+                if others == draws:
+                    lq[place], gt[place] = pair.lq_pm1[index], pair.gt_pm1[index]
+        self._pool.load_state_dict({**saved[rank], "lq_pm1": lq, "gt_pm1": gt}, like.gt_pm1)
 
     def _pool_size(self) -> int:
         if self._queue_size is not None:
             return self._queue_size
-        return getattr(self.datasets["train"].dataset, "queue_size", 0)  # type: ignore[attr-defined]
+        return getattr(self.datasets["train"].dataset, "queue_size", 0)
 
-    def _loader(self, dataset: Dataset, **options: Any) -> DataLoader:
+    def _loader(self, dataset: Numbered, **options: Any) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             self.batch_size,
@@ -201,7 +243,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def _batches_done(self) -> int:
         """Batches that this process has trained on since step 0. Lightning keeps the number across a resume."""
         assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        return self.trainer.fit_loop.total_batch_idx + 1
 
     def _rank_of(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

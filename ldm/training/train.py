@@ -22,6 +22,7 @@ from ldm.training.build import Run, build_data, build_trainer, build_training_mo
 from ldm.training.callbacks.checkpoints import Interrupted, KeepLast
 from ldm.training.callbacks.edge_probe import EdgeProbe
 from ldm.training.callbacks.progress import last_losses
+from ldm.training.check import check
 from ldm.training.cli import INTERRUPTED, REQUEUE, Options, tell
 from ldm.training.loggers import finish_loggers, make_loggers, read_metrics, wandb_folder
 from ldm.training.plots import save_loss_curves
@@ -40,13 +41,15 @@ def train(options: Options) -> int:
     quieten_libraries()
     try:
         run = begin(options)
+        if options.check:
+            return check(run, options.trust_config)
         if 0 <= run.config.get("lightning.trainer.max_steps", -1) <= run.step and run.checkpoint:
             done = f"{run.checkpoint} stands at step {run.step}, the last of this run: pass a higher --max_steps"
             if options.resume == "auto":
                 log.info("nothing to do: %s", done)
                 return 0
             raise UserError(done)
-        check_config(run.config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint)
+        check_config(run.config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint, trust=options.trust_config)
         check_paths(run.config)
         pl.seed_everything(run.settings.seed, verbose=False)
         return fit_and_test(run, options)
