@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -34,7 +35,7 @@ def check(run: Run, trust: bool) -> int:
         log.error("error: %s", problem)
     for name, value in summary(run.config):
         log.info("%-13s %s", name, value)
-    log.info("%s", f"{len(problems)} problems" if problems else "no problems")
+    log.info("%s", f"problems: {len(problems) or 'none'}")
     return 2 if problems else 0
 
 
@@ -166,8 +167,7 @@ def _built(config: Config, path: KeyPath, build: Callable[[Config], object]) -> 
     left_out = False
     while True:
         try:
-            with torch.device("meta"):
-                build(config)
+            build(config)
             return
         except FieldError as error:
             field = error.field.rpartition(".")[2]
@@ -196,7 +196,8 @@ def _instance(config: Config, path: KeyPath) -> object:
     """What the block at `path` names, without any file of weights."""
     block = dict(config.get(".".join(path)))
     block.pop("base_learning_rate", None)
-    return instantiate_from_config(_without_weights(block))
+    with torch.device("meta") if path == ("model",) else nullcontext():
+        return instantiate_from_config(_without_weights(block))
 
 
 def _without_weights(node: Any) -> Any:
