@@ -37,6 +37,11 @@ def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (done + 1) % int(interval) == 0
 
 
+def step_is_done(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this batch was the last of those whose gradients one step adds up."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
 class StepCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, moved to the moments above; the end of training is `KeepLast`'s."""
 
@@ -45,6 +50,8 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not step_is_done(trainer, batch_idx):
+            return
         self._waits = validation_follows(trainer, batch_idx)
         if not self._waits:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -87,9 +94,8 @@ class KeepLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         asked = self._is_asked(trainer)
-        if not step_done or self._stopping:
+        if not step_is_done(trainer, batch_idx) or self._stopping:
             return
         # The last step's state is saved here and not when training has ended: by then Lightning counts the epoch as
         # finished, wherever it was, and a resumed run would start the next one.

@@ -1,6 +1,7 @@
 """A loss or a gradient that is not finite leaves no trace in the weights, and ends the training where it stays."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,8 +36,18 @@ class Model(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.1)
 
 
-def pairs(samples: list[int]) -> Pair:
-    return Pair(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), (f"picture{samples[0]}.png",))
+class Data(pl.LightningDataModule):
+    """One picture a batch."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(range(self.batches))  # type: ignore[arg-type]
+
+    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Pair:
+        return Pair(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), (f"picture{int(batch)}.png",))
 
 
 def fit(folder: Path, model: Model, callback: SkipNotFinite, batches: int) -> None:
@@ -51,8 +62,7 @@ def fit(folder: Path, model: Model, callback: SkipNotFinite, batches: int) -> No
         log_every_n_steps=1,
         default_root_dir=folder,
     )
-    data: Any = DataLoader(range(batches), collate_fn=pairs)  # type: ignore[arg-type]
-    trainer.fit(model, data)
+    trainer.fit(model, datamodule=Data(batches))
 
 
 def test_a_bad_step_is_skipped_counted_and_listed(tmp_path: Path) -> None:
@@ -87,7 +97,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
 
 
 def test_no_room_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: (1000, 999, 1))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
     monkeypatch.setattr(torch, "save", lambda *_: pytest.fail("written"))
     with pytest.raises(UserError, match="it takes 0.00 GB and 0.00 GB are free.*there is no former one"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.zeros(2)}}, tmp_path / "last.ckpt")
