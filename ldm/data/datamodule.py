@@ -14,7 +14,7 @@ from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipe
 from basicsr.data.pair_pool import Pair, PairPool
 from basicsr.data.transforms import random_crop_pair
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.ranges import to_pm1
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.data.sampler import TrainingSampler
@@ -98,6 +98,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 params = {"seed": self.seed, **(config.get("params") or {})}
                 try:
                     self.datasets[role] = Numbered(instantiate_from_config({**config, "params": params}))
+                except FieldError as error:
+                    raise FieldError(f"{role}.params.{error.field}", error.problem) from error
                 except UserError as error:
                     raise UserError(f"data.params.{role}: {error}") from error
 

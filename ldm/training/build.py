@@ -10,6 +10,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from basicsr.data.degradation_pipeline import DegradationConfig
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, fields_named, first_line
 from ldm.config import Config
@@ -110,9 +111,13 @@ def checkpoint_arguments(config: Config, folder: RunFolder) -> dict[str, Any]:
     return arguments
 
 
-def build_data(config: Config, settings: RunSettings, block: str) -> DataModuleFromConfig:
-    """The data module of a top-level block, with what it needs from elsewhere in the config."""
-    with fields_named(lambda field: field if "." in field else f"{block}.params.{field}"):
+def build_data(config: Config, settings: RunSettings, block: str, set_up: bool = True) -> DataModuleFromConfig:
+    """The data module of a top-level block, with what it needs from elsewhere in the config, and its data sets."""
+
+    def name(field: str) -> str:
+        return f"degradation.{field}" if field in DegradationConfig.__dataclass_fields__ else f"{block}.params.{field}"
+
+    with fields_named(name):
         data: DataModuleFromConfig = instantiate_from_config(
             config.values[block],
             degradation=config.get("degradation"),
@@ -121,6 +126,8 @@ def build_data(config: Config, settings: RunSettings, block: str) -> DataModuleF
             random_size=config.get("model.params.random_size", False),
             seed=settings.seed,
         )
+        if set_up:
+            data.setup()
     return data
 
 

@@ -98,8 +98,8 @@ def contradictions(config: Config) -> Iterator[str]:
         yield str(config.error(path, f"is {monitor}, and there is no validation: give data.params.validation"))
     queue, batch = config.get("data.params.train.params.queue_size"), config.get("data.params.batch_size")
     if isinstance(queue, int) and isinstance(batch, int) and batch > 0 and queue % batch:
-        path = ("data", "params", "train", "params", "queue_size")
-        yield str(config.error(path, f"is {queue}, not a multiple of data.params.batch_size={batch}"))
+        at = ("data", "params", "train", "params", "queue_size")
+        yield str(config.error(at, f"is {queue}, not a multiple of data.params.batch_size={batch}"))
 
 
 def without_effect(config: Config) -> Iterator[str]:
@@ -109,11 +109,9 @@ def without_effect(config: Config) -> Iterator[str]:
         for key in model:
             if key.startswith("edge_") and key != EDGE_LOSS:
                 yield _nothing(config, ("model", "params", key), f"model.params.{EDGE_LOSS} is 0")
-    if "edge_crop_by" in model and model.get("edge_crop") is None:
-        yield _nothing(config, ("model", "params", "edge_crop_by"), "model.params.edge_crop is not set")
     trainer = config.get("lightning.trainer", {})
     if "gradient_clip_algorithm" in trainer and not trainer.get("gradient_clip_val"):
-        path = ("lightning", "trainer", "gradient_clip_algorithm")
+        path: KeyPath = ("lightning", "trainer", "gradient_clip_algorithm")
         yield _nothing(config, path, "lightning.trainer.gradient_clip_val is not set")
     for key in VALIDATION_KEYS if not config.get("data.params.validation") else ():
         if key in trainer:
@@ -170,13 +168,13 @@ def _built(config: Config, path: KeyPath, build: Callable[[Config], object]) -> 
             build(config)
             return
         except FieldError as error:
-            field = error.field.rpartition(".")[2]
-            yield str(config.error((*path, field), error.problem))
-            block = dict(config.get(".".join(path), {}))
-            if field not in block:
+            at = tuple(error.field.split(".")) if "." in error.field else (*path, error.field)
+            yield str(config.error(at, error.problem))
+            block = dict(config.get(".".join(at[:-1]), {}))
+            if at[-1] not in block:
                 return
-            del block[field]
-            config, left_out = _with(config, path, block), True
+            del block[at[-1]]
+            config, left_out = _with(config, at[:-1], block), True
         except (UserError, MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             if not left_out:  # else it may lack what was left out
                 yield f"{config.place(path)}: {'.'.join(path)}: {first_line(error)}"
@@ -213,9 +211,7 @@ def _trainer(config: Config) -> pl.Trainer:
 
 def _data(config: Config, run: Run, block: str, set_up: bool) -> DataModuleFromConfig:
     """The data module of a block, with its data sets where their files are there."""
-    data = build_data(config, run.settings, block)
-    if set_up:
-        data.setup()
+    data = build_data(config, run.settings, block, set_up)
     return data
 
 

@@ -104,7 +104,6 @@ def fit_and_test(run: Run, options: Options) -> int:
     callbacks: list[Callback] = [LambdaCallback(on_train_start=save)] if run.checkpoint else []
     trainer = build_trainer(run, [*callbacks, *yaml_callbacks(run.config), keep_last], loggers)
     data = build_data(run.config, run.settings, "data")
-    data.setup()
     data.check_sizes(trainer.world_size)
     model = build_training_model(run, trainer)
     if not run.checkpoint:
@@ -157,7 +156,6 @@ def test(run: Run, model: pl.LightningModule, checkpoint: Path | None) -> None:
     params = {key: value for key, value in run.config.get("test_data.params", {}).items() if key != "train"}
     values = {**run.config.values, "test_data": {**run.config.values["test_data"], "params": params}}
     data = build_data(Config(values, run.config.sources), run.settings, "test_data")
-    data.setup()
     # A trainer of its own, without loggers: these losses are no points of the validation curve.
     arguments = trainer_arguments(run.config) | {"enable_progress_bar": False, "enable_checkpointing": False}
     trainer = pl.Trainer(**arguments, logger=False, default_root_dir=run.folder.path, use_distributed_sampler=False)
