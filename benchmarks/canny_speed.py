@@ -33,13 +33,17 @@ def photograph_batch(batch: int, size: int, device: str) -> torch.Tensor:
     return (torch.stack(cuts).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous().to(device)
 
 
+def _wait_for(images: torch.Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
 def timed(generator: EdgeMapGenerator, images: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Seconds that one batch takes, and its maps."""
-    synchronize = torch.cuda.synchronize if images.is_cuda else lambda: None
-    synchronize()
+    _wait_for(images)
     start = time.perf_counter()
     maps = generator.edges_01(images)
-    synchronize()
+    _wait_for(images)
     return time.perf_counter() - start, maps
 
 

@@ -35,17 +35,18 @@ from benchmarks.memory import peak_rss  # noqa: E402
 from ldm.config import load_config  # noqa: E402
 from ldm.models.build import build_model  # noqa: E402
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT  # noqa: E402
+from ldm.models.diffusion.edge_term import EdgeTerm  # noqa: E402
 from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
-from ldm.modules.losses.edge_options import EdgeOptions  # noqa: E402
+from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight  # noqa: E402
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both
 CROP, LAST_STEP = 16, 400
 ARMS = {
-    "no edge loss": EdgeOptions(),
-    "full frame": EdgeOptions(loss_weight=0.1),
-    f"crop {CROP}": EdgeOptions(loss_weight=0.1, crop=CROP),
-    f"crop {CROP}, t <= {LAST_STEP}": EdgeOptions(loss_weight=0.1, crop=CROP, max_timestep=LAST_STEP),
+    "no edge loss": (EdgeWeight(0.0), EdgeOptions()),
+    "full frame": (EdgeWeight(0.1), EdgeOptions()),
+    f"crop {CROP}": (EdgeWeight(0.1), EdgeOptions(crop=CROP)),
+    f"crop {CROP}, t <= {LAST_STEP}": (EdgeWeight(0.1), EdgeOptions(crop=CROP, max_timestep=LAST_STEP)),
 }
 
 
@@ -62,10 +63,10 @@ def build(size: str, device: str) -> LatentDiffusionSRTextWT:
     return model
 
 
-def set_arm(model: LatentDiffusionSRTextWT, options: EdgeOptions) -> None:
+def set_arm(model: LatentDiffusionSRTextWT, weight: EdgeWeight, options: EdgeOptions) -> None:
     """Give the model an arm's edge loss, which holds no weights."""
-    model.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
-    model.edge_loss_weight = options.fixed_weight
+    loss = EdgeLoss(EdgeMapGenerator(), options)
+    model.edge_term = EdgeTerm(weight, loss, model.decode, timesteps=len(model.betas_of_process))
 
 
 def flops_without_data(size: str, frame: int) -> dict[str, float]:
@@ -123,7 +124,7 @@ class Bench:
 
     def step(self, arm: str, index: int) -> float:
         """Seconds of one step; the index decides timesteps, noise and windows."""
-        set_arm(self.model, ARMS[arm])
+        set_arm(self.model, *ARMS[arm])
         self.synchronize()
         start = time.perf_counter()
         loss = self.model.training_step(self.pair, index)

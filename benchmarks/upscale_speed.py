@@ -33,7 +33,7 @@ from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks  # noqa: 
 from ldm.inference.picture import Picture  # noqa: E402
 from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler  # noqa: E402
 from ldm.inference.tiled_vae import TiledAutoencoder  # noqa: E402
-from ldm.models.diffusion import objective  # noqa: E402
+from ldm.models.diffusion.process import Noisy, Process  # noqa: E402
 from ldm.models.diffusion.sampling import noise_of_pictures  # noqa: E402
 from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps  # noqa: E402
 from ldm.models.diffusion.tiling import tile_starts  # noqa: E402
@@ -82,16 +82,16 @@ def published(upscaler: Upscaler, picture: Picture, whole_autoencoder: bool) -> 
     z_lq = vae.encode(lq_pm1, rng).to(device)
     betas = model.betas_of_process
     kept = space_timesteps(len(betas), chosen.steps)
-    whole_process, process = (Schedule.from_betas(b).to(device) for b in (betas, respace(betas, kept)))
-    x = whole_process.q_sample(z_lq, torch.tensor([len(betas) - 1], device=device), noise(z_lq.shape))
+    whole, schedule = (Schedule.from_betas(b).to(device) for b in (betas, respace(betas, kept)))
+    process = Process(schedule, torch.tensor(kept, device=device), model.parameterization)
+    x = whole.q_sample(z_lq, t=torch.tensor([len(betas) - 1], device=device), noise=noise(z_lq.shape))
     for i in reversed(range(chosen.steps)):
         t = torch.tensor([kept[i]], device=device)
         output = predict_canvas(networks, x, z_lq, t, upscaler.tile, upscaler.overlap)
-        step = torch.tensor([i], device=device)
-        x_start = objective.x0_from_output(model.parameterization, process, output, x, step)
-        x = process.posterior_mean(x_start, x, step)
+        n = Noisy(x_t=x, t=torch.tensor([i], device=device))
+        x = schedule.posterior_mean(process.x0(output, n), x_t=x, t=n.t)
         if i > 0:
-            x = x + torch.exp(0.5 * process.posterior_log_variance_clipped[i]) * noise(x.shape)
+            x = x + torch.exp(0.5 * schedule.posterior_log_variance_clipped[i]) * noise(x.shape)
     return upscaler._finished(upscaler.enlarged(picture), vae.decode(x.cpu(), lq_pm1)).rgb_01
 
 

@@ -233,10 +233,11 @@ def _block_problems(config: Config, path: KeyPath, build: Build, name: str) -> I
     for key in PROGRAM_SETS if name == "Trainer" else ():
         block.pop(key, None)
     while wrong := check_arguments(build, block, name=name, handed_over=()):
-        yield config.error((*path, wrong[0]) if wrong[0] else path, wrong[1])
-        if not wrong[0]:
+        yield config.error((*path, *filter(None, wrong[0].split("."))), wrong[1])
+        rest = without(block, wrong[0].split("."))
+        if rest == block:
             return
-        del block[wrong[0]]
+        block = rest
 
 
 def _target_problems(config: Config, path: KeyPath, node: Mapping[str, Any], trust: bool) -> Iterator[UserError]:
@@ -264,6 +265,14 @@ def _target_problems(config: Config, path: KeyPath, node: Mapping[str, Any], tru
         yield config.error((*path, "target"), f"{target} is nothing that can be built")
         return
     yield from _block_problems(config, (*path, "params"), build, target)
+
+
+def without(block: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested mappings without the key at `path`; an equal one where it is not there."""
+    first, *rest = path
+    if not rest:
+        return {key: value for key, value in block.items() if key != first}
+    return {k: without(v, rest) if k == first and isinstance(v, Mapping) else v for k, v in block.items()}
 
 
 def _mapping(config: Config, path: KeyPath) -> Mapping[str, Any]:

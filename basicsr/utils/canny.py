@@ -38,11 +38,14 @@ def gaussian_kernel(size: int, sigma: float) -> list[int]:
     return [*rounded, 256 - 2 * sum(rounded), *reversed(rounded)]
 
 
-def gaussian_blur(grey: Tensor, size: int, sigma: float) -> Tensor:
-    """Integers (B, H, W) in 0..255 -> int32 (B, H, W) in 0..255; the border mirrors about its outermost pixel."""
-    kernel = gaussian_kernel(size, sigma)
+def gaussian_blur(grey: Tensor, sides: tuple[int, int], sigma: float) -> Tensor:
+    """Integers (B, H, W) in 0..255 -> int32 (B, H, W) in 0..255; the border mirrors about its outermost pixel.
+
+    `sides`: the kernel's width and height, odd.
+    """
     blurred = grey.int()
-    for dim in (2, 1):
+    for dim, size in zip((2, 1), sides, strict=True):
+        kernel = gaussian_kernel(size, sigma)
         length = blurred.shape[dim]
         if length == 1:  # nothing to mirror: OpenCV leaves such an axis alone
             blurred = blurred * 256
@@ -92,7 +95,7 @@ def edges(grey: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
 
 
 def closing(mask: Tensor, element: Tensor) -> Tensor:
-    """bool (B, H, W) -> bool (B, H, W), dilated and then eroded by a symmetric (k, k) element, k odd.
+    """bool (B, H, W) -> bool (B, H, W), dilated and then eroded by a symmetric (h, w) element, h and w odd.
 
     What lies outside the picture takes part in neither, as in OpenCV. `element` is best on the CPU, where it is read.
     """
@@ -101,8 +104,8 @@ def closing(mask: Tensor, element: Tensor) -> Tensor:
 
 def _dilated(mask: Tensor, element: Tensor) -> Tensor:
     height, width = mask.shape[1:]
-    radius = len(element) // 2
-    padded = pad(mask, (radius,) * 4)
+    above, beside = len(element) // 2, element.shape[1] // 2
+    padded = pad(mask, (beside, beside, above, above))
     dilated = torch.zeros_like(mask)
     for i, j in element.nonzero().tolist():
         dilated |= padded[:, i : i + height, j : j + width]

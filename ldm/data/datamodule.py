@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
 from basicsr.data.pair_pool import Pair, PairPool
-from basicsr.data.transforms import random_crop_pair
+from basicsr.data.transforms import random_window
 from basicsr.utils import checks
-from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.errors import FieldError, UserError, fields_named
 from basicsr.utils.ranges import to_pm1
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.data.sampler import TrainingSampler
@@ -85,7 +85,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.seed = seed
         self.datasets: dict[str, Numbered] = {}
         self._configs = {"train": train, "validation": validation or test}
-        self._pipeline = DegradationPipeline(DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm))
+        with fields_named(lambda field: field if field in ("degradation", "sf", "use_usm") else f"degradation.{field}"):
+            config = DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm)
+        self._pipeline = DegradationPipeline(config)
         self._queue_size = queue_size
         self._pool: PairPool | None = None
         self._origins: PairPool | None = None  # for each place of the pool, where the sample there came from
@@ -160,7 +162,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         pair = self._pooled(self._degrade(batch, "degradation"), batch["draw"])
         if self.random_size:
             rng = numpy_rng("random_size", self.seed, int(batch["draw"][0]))
-            pair = Pair(*random_crop_pair(pair.lq_pm1, pair.gt_pm1, rng), pair.paths)
+            pair = pair.cropped(*random_window(pair.gt_pm1.shape[-2:], rng))
         return pair
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,8 +188,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def _degrade(self, batch: Batch, purpose: str) -> Pair:
         gt_01: Tensor = batch["gt"]
         rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
-        lq_01, gt_01 = self._pipeline(gt_01, batch["kernel1"], batch["kernel2"], batch["sinc_kernel"], rng)
-        return Pair(to_pm1(lq_01.clamp(0, 1)), to_pm1(gt_01), tuple(batch["gt_path"]))
+        kernels = batch["kernel1"], batch["kernel2"], batch["sinc_kernel"]
+        edge_01 = batch.get("edge", gt_01[:, :0])
+        lq_01, gt_01, edge_01 = self._pipeline.with_maps(gt_01, *kernels, rng, edge_01)
+        edges = edge_01 if "edge" in batch else None
+        return Pair(to_pm1(lq_01.clamp(0, 1)), to_pm1(gt_01), tuple(batch["gt_path"]), edges)
 
     def _pooled(self, pair: Pair, draws: Tensor) -> Pair:
         """Exchange a batch with the pool, and note beside it where the samples came from.
@@ -204,28 +209,29 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return self._pool.push_pop(pair)
 
     def _refill(self, like: Pair) -> None:
-        """Make the pictures that the pool held when the checkpoint was saved once more."""
+        """Make the samples that the pool held when the checkpoint was saved once more."""
         saved, self._saved_origins = self._saved_origins, None
         rank, ranks = self._rank_of()
         if saved is None or self._pool is None or self._origins is None or self._pool.size == 0:
             return
-        rows = saved[rank]["gt_pm1"] if len(saved) == ranks else None
+        rows = saved[rank].get("gt_pm1") if len(saved) == ranks else None
         if rows is None or rows.shape != (self._pool.size, 1 + len(like)):
             log.warning("processes, batch_size or queue_size are others than before: the pair pool fills afresh")
             return
-        self._origins.load_state_dict(saved[rank], rows)
+        self._origins.load_state_dict(saved[rank], Pair(rows, rows, ("",) * len(rows)))
         held, origins = saved[rank]["held"], rows.tolist()
-        lq, gt = (image.new_empty((self._pool.size, *image.shape[1:])) for image in (like.lq_pm1, like.gt_pm1))
+        parts = {"lq_pm1": like.lq_pm1, "gt_pm1": like.gt_pm1, "edge_01": like.edge_01}
+        pool = {name: part.new_empty((len(rows), *part.shape[1:])) for name, part in parts.items() if part is not None}
         batches = [list(draws) for draws in sorted({tuple(draws) for _, *draws in origins[:held]})]
         # The workers of training's own loader are at work: these come and go.
-        loader = DataLoader(self.datasets["train"], batch_sampler=batches, num_workers=self.num_workers)
-        for batch in loader:
+        for batch in DataLoader(self.datasets["train"], batch_sampler=batches, num_workers=self.num_workers):
             pair = self._degrade(self._to_device(batch, like.gt_pm1.device), "degradation")
             draws = batch["draw"].tolist()
             for place, (index, *others) in enumerate(origins[:held]):
                 if others == draws:
-                    lq[place], gt[place] = pair.lq_pm1[index], pair.gt_pm1[index]
-        self._pool.load_state_dict({**saved[rank], "lq_pm1": lq, "gt_pm1": gt}, like.gt_pm1)
+                    for name, part in pool.items():
+                        part[place] = getattr(pair, name)[index]
+        self._pool.load_state_dict({**saved[rank], **pool}, like)
 
     def _pool_size(self) -> int:
         if self._queue_size is not None:

@@ -10,10 +10,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from basicsr.data.degradation_pipeline import DegradationConfig
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, fields_named, first_line
-from ldm.config import Config
+from ldm.config import TOP_LEVEL, Config
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.models.build import build_model
 from ldm.training.callbacks.checkpoint_io import AtomicCheckpointIO
@@ -115,7 +114,7 @@ def build_data(config: Config, settings: RunSettings, block: str, set_up: bool =
     """The data module of a top-level block, with what it needs from elsewhere in the config, and its data sets."""
 
     def name(field: str) -> str:
-        return f"degradation.{field}" if field in DegradationConfig.__dataclass_fields__ else f"{block}.params.{field}"
+        return field if field.partition(".")[0] in TOP_LEVEL else f"{block}.params.{field}"
 
     with fields_named(name):
         data: DataModuleFromConfig = instantiate_from_config(

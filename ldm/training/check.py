@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from basicsr.data.degradation_pipeline import DegradationConfig
 from basicsr.utils.errors import FieldError, UserError, did_you_mean, first_line
-from ldm.config import Config, KeyPath, check_config, check_paths
+from ldm.config import TOP_LEVEL, Config, KeyPath, check_config, check_paths, without
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.training.build import Run, base_learning_rate, build_data, checkpoint_arguments, trainer_arguments
 from ldm.training.callbacks.checkpoints import StepCheckpoint
@@ -77,9 +77,9 @@ def degradation_problems(config: Config) -> Iterator[str]:
     for key in block:
         if key not in known:
             yield str(config.error(("degradation", str(key)), f"unknown key{did_you_mean(str(key), known)}"))
-    fitting = _with(config, ("degradation",), {key: value for key, value in block.items() if key in known})
+    fitting = config.values | {"degradation": {key: value for key, value in block.items() if key in known}}
     yield from _built(
-        fitting,
+        Config(fitting, config.sources),
         ("degradation",),
         lambda values: DegradationConfig.from_mapping(values.get("degradation"), sf=config.get("sf", 4), use_usm=True),
     )
@@ -107,7 +107,7 @@ def without_effect(config: Config) -> Iterator[str]:
     model: Mapping[str, Any] = config.get("model.params", {})
     if model.get(EDGE_LOSS, 0) == 0:
         for key in model:
-            if key.startswith("edge_") and key != EDGE_LOSS:
+            if key == "edge" or (key.startswith("edge_") and key != EDGE_LOSS):
                 yield _nothing(config, ("model", "params", key), f"model.params.{EDGE_LOSS} is 0")
     trainer = config.get("lightning.trainer", {})
     if "gradient_clip_algorithm" in trainer and not trainer.get("gradient_clip_val"):
@@ -168,26 +168,17 @@ def _built(config: Config, path: KeyPath, build: Callable[[Config], object]) -> 
             build(config)
             return
         except FieldError as error:
-            at = tuple(error.field.split(".")) if "." in error.field else (*path, error.field)
+            at = tuple(error.field.split("."))
+            at = at if at[0] in TOP_LEVEL else (*path, *at)
             yield str(config.error(at, error.problem))
-            block = dict(config.get(".".join(at[:-1]), {}))
-            if at[-1] not in block:
+            rest = without(config.values, at)
+            if rest == config.values:
                 return
-            del block[at[-1]]
-            config, left_out = _with(config, at[:-1], block), True
+            config, left_out = Config(rest, config.sources), True
         except (UserError, MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             if not left_out:  # else it may lack what was left out
                 yield f"{config.place(path)}: {'.'.join(path)}: {first_line(error)}"
             return
-
-
-def _with(config: Config, path: KeyPath, block: Mapping[str, Any]) -> Config:
-    """A config with another block at `path`."""
-    values: Any = dict(block)
-    for depth in range(len(path) - 1, -1, -1):
-        above = config.get(".".join(path[:depth]), {}) if depth else config.values
-        values = {**above, path[depth]: values}
-    return Config(values, config.sources)
 
 
 def _instance(config: Config, path: KeyPath) -> object:
@@ -223,6 +214,8 @@ def _fitting(node: Any) -> Any:
             params = dict(node.get("params") or {})
             build = get_obj_from_str(node["target"])
             while (wrong := check_arguments(build, params, name="")) and wrong[0]:
-                del params[wrong[0]]
+                if (rest := without(params, wrong[0].split("."))) == params:
+                    break
+                params = rest
             node["params"] = params
     return node

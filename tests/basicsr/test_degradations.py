@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from basicsr.data.degradations import add_gaussian_noise, add_poisson_noise, round_to_8_bits
+from basicsr.data.degradations import add_gaussian_noise, add_poisson_noise
 
 Noise = Callable[..., torch.Tensor]
 
@@ -69,8 +69,3 @@ def test_noise_keeps_range_dtype_and_stream(add: Noise) -> None:
     assert torch.equal(out, add(img, (5, 50), 0.5, rng(2)))
     assert not torch.equal(out, add(img, (5, 50), 0.5, rng(3)))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_rounding() -> None:
-    got = round_to_8_bits(torch.tensor([-0.5, 0.1, 0.5, 1.7]))
-    torch.testing.assert_close(got, torch.tensor([0.0, 26 / 255, 128 / 255, 1.0]))

@@ -161,7 +161,7 @@ def test_distinct_prompts_are_encoded_once_each_and_kept_apart() -> None:
 
 
 def test_the_text_tower_may_not_be_trained() -> None:
-    with pytest.raises(UserError, match="cond_stage_trainable: True is not supported"):
+    with pytest.raises(UserError, match="cond_stage_trainable is True, which is not supported"):
         stage1(cond_stage_trainable=True)
     model = stage1(cond_stage_config={**SMALL_TEXT, "params": {**SMALL_TEXT["params"], "freeze": False}})
     assert not any(p.requires_grad for p in model.cond_stage_model.parameters())

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from reference.parity import CONFIG, SIDE, noise, relative_error
 from torch import Tensor
 
 from basicsr.utils.errors import UserError
-from ldm.models.diffusion import objective
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.process import Noised, Noisy, Process
 from ldm.models.diffusion.sampling import Sampling, noise_of_pictures, sample_ddim, sample_ddpm, truncated
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
 from ldm.models.diffusion.tiling import Tiling
@@ -74,12 +75,12 @@ def test_ddim_and_guidance_match_the_published(
 
 def oracle(kind: str, x_0: Tensor, told: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
     """A denoiser that knows the true latent: its output is exact whatever x is."""
-    schedule = Schedule.from_betas(BETAS)
+    process = Process(Schedule.from_betas(BETAS), torch.arange(1000), kind)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         told.append(int(t[0]))
-        eps = objective.eps_from_output("x0", schedule, x_0, x, t)
-        return objective.target(kind, schedule, x_0, eps, t)
+        noise = replace(process, parameterization="x0").eps(x_0, Noisy(x_t=x, t=t))
+        return process.target(Noised(x_t=x, t=t, z_gt=x_0, noise=noise, t_original=t))
 
     return denoise
 

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -14,22 +14,23 @@ from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.rng import torch_rng
-from ldm.models.diffusion import objective
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
-from ldm.models.diffusion.edge_term import EdgeTerm
+from ldm.models.diffusion.edge_term import NOT_AT_EVERY_STEP, EdgeTerm
 from ldm.models.diffusion.first_stage import FirstStage
+from ldm.models.diffusion.fork_api import DiffusionWrapper, ForkApi
 from ldm.models.diffusion.guidance import Guidance, guided_denoiser
+from ldm.models.diffusion.last_value import LastValue
+from ldm.models.diffusion.process import Process, check_parameterization
 from ldm.models.diffusion.sampling import DEFAULTS, SAMPLERS, Noise, Progress, Sampling, initial_latent, truncated
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
 from ldm.models.diffusion.tiling import Denoiser, Tiling, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
-from ldm.modules.diffusionmodules.util import only_supports
 from ldm.modules.ema import LitEma
-from ldm.modules.losses.edge_balance import GradientBalance
 from ldm.modules.losses.edge_loss import EdgeLoss
-from ldm.modules.losses.edge_options import AutoWeight, EdgeOptions
+from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight, EdgeWeightLike
 from ldm.modules.spade import SPADE
+from ldm.published import takes_published_keys
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -50,41 +51,33 @@ class Latents:
     z_lq: Tensor
 
 
-class DiffusionWrapper(nn.Module):
-    """Holds the U-Net under the name that checkpoints give it."""
-
-    def __init__(self, unet_config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.diffusion_model = instantiate_from_config(unet_config)
-
-
-class LatentDiffusionSRTextWT(pl.LightningModule):
+class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
     """A latent diffusion model for super-resolution, steered by text and by a time-aware encoder of the LQ latent.
 
     Trained are the SPADE layers of the U-Net and the whole time-aware encoder; with `unfrozen_diff` the whole U-Net.
 
     Args that shape the training:
-        edge_loss_weight: weight of the edge loss (`ldm.modules.losses.edge_loss`), or `auto:f` for a fraction f of the
-            main loss's gradient; 0 leaves it out altogether.
-        edge_max_timestep … edge_grad_ratio_every: when, where, against what and how strongly; see `EdgeOptions`.
-        edge_decoder_checkpoint: recompute the decoder's activations in the backward pass: slower, much less memory.
+        edge_loss_weight: weight of the edge loss, which is logged as train/loss_edge (`EdgeLoss`), or `auto:f` for a
+            fraction f of the main loss's gradient; 0 leaves it out altogether.
+        edge: when, where, against what and how strongly: `EdgeOptions`. Flat, each key begins with `edge_`.
+        loss: the main loss: `TrainingLoss`. Its keys may stand flat, too.
         ckpt_path, ignore_keys: weights to start from, and key prefixes to leave out; null means random weights.
         time_replace: how many of the `timesteps` steps to train on, evenly spaced.
         parameterization: what the U-Net predicts: eps, v or x0.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
             unless `keep_text_encoder`. Its weights wait in host memory and are in every saved checkpoint.
         use_ema: keep an exponential moving average of the U-Net, used for validation and sampling.
-        loss_type, l_simple_weight, original_elbo_weight, logvar_init: see `TrainingLoss`.
+        learning_rate: AdamW's.
 
-    `use_usm` and `random_size` are read by the data side: `main.py` hands them to the data module.
-    Accepted from published YAMLs, without effect here: `num_timesteps_cond`, `first_stage_key`, `cond_stage_key`,
-    `image_size`, `channels`, `monitor`, `log_every_t`; supported at their published value alone: `conditioning_key`,
-    `cond_stage_trainable`, `p2_gamma`, `p2_k`.
+    Published YAMLs carry more keys; `ldm.published` says what becomes of them.
+
+    Raises:
+        FieldError: a value that cannot be.
     """
 
-    lvlb_weights: Tensor
     original_timesteps: Tensor
 
+    @takes_published_keys
     def __init__(
         self,
         first_stage_config: Mapping[str, Any],
@@ -92,20 +85,9 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         structcond_stage_config: Mapping[str, Any],
         unet_config: Mapping[str, Any],
         *,
-        edge_loss_weight: float | AutoWeight = 0.0,
-        edge_decoder_checkpoint: bool = False,
-        edge_warmup_steps: int = 0,
-        edge_max_timestep: int | None = None,
-        edge_min_snr: float | None = None,
-        edge_crop: int | None = None,
-        edge_crop_by: str = "uniform",
-        edge_target: str = "decoded",
-        edge_operator: str = "canny",
-        edge_dilate: int = 0,
-        edge_base_weight: float = 0.1,
-        edge_normalize: str = "none",
-        edge_loss_type: str = "weighted_mse",
-        edge_grad_ratio_every: int = 0,
+        edge_loss_weight: EdgeWeightLike = 0.0,
+        edge: Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         unfrozen_diff: bool = False,
@@ -115,82 +97,44 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         linear_start: float = 0.00085,
         linear_end: float = 0.0120,
         scale_factor: float = 0.18215,
-        loss_type: str = "l2",
-        l_simple_weight: float = 1.0,
-        original_elbo_weight: float = 0.0,
-        logvar_init: float = 0.0,
         prompt: str = "",
         keep_text_encoder: bool = False,
         use_ema: bool = False,
         learning_rate: float = 5e-5,
-        use_usm: bool = False,
-        random_size: bool = False,
-        conditioning_key: str = "crossattn",
-        cond_stage_trainable: bool = False,
-        p2_gamma: float | None = None,
-        p2_k: float | None = None,
-        num_timesteps_cond: int = 1,
-        first_stage_key: str = "image",
-        cond_stage_key: str = "caption",
-        image_size: int | None = None,
-        channels: int = 4,
-        monitor: str | None = None,
-        log_every_t: int = 200,
     ) -> None:
         super().__init__()
-        only_supports(
-            "LatentDiffusionSRTextWT",
-            locals(),
-            {"conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None},
-        )
-        objective.check_parameterization(parameterization)
-        checks.number("model.params.scale_factor", scale_factor, 1e-6)
-        checks.interval("model.params.[linear_start, linear_end]", (linear_start, linear_end), 1e-8, 0.999)
-        checks.whole_number("model.params.timesteps", timesteps, 2)
-        time_replace = timesteps if time_replace is None else time_replace
-        checks.whole_number("model.params.time_replace", time_replace, 2, timesteps)
-        options = EdgeOptions(
-            edge_loss_weight,
-            edge_warmup_steps,
-            edge_max_timestep,
-            edge_min_snr,
-            edge_crop,
-            edge_crop_by,
-            edge_target,
-            edge_operator,
-            edge_dilate,
-            edge_base_weight,
-            edge_normalize,
-            edge_loss_type,
-            edge_grad_ratio_every,
-        )
-        self.edge_loss_weight = options.fixed_weight
-        self.edge_balance = None if options.fraction is None else GradientBalance(options.fraction)
-        self.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
-        self.parameterization = parameterization
+        check_parameterization(parameterization)
+        checks.number("scale_factor", scale_factor, 1e-6)
+        checks.interval("[linear_start, linear_end]", (linear_start, linear_end), 1e-8, 0.999)
+        checks.whole_number("timesteps", timesteps, 2)
+        weight, options = EdgeWeight.parse(edge_loss_weight), EdgeOptions(**(edge or {}))
+        self.training_loss = TrainingLoss(**(loss or {}))
         self.learning_rate = learning_rate
+        self.parameterization = parameterization
         self.prompt = prompt
         self.keep_text_encoder = keep_text_encoder
-        self.training_loss = TrainingLoss(
-            parameterization, loss_type, l_simple_weight, original_elbo_weight, logvar_init
-        )
         self._released_text_tower: StateDict = {}
 
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
-        self._register_process(space_timesteps(timesteps, time_replace))
+        kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 2, timesteps)
+        self._register_process(space_timesteps(timesteps, kept))
+        options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
 
-        self.model = DiffusionWrapper(unet_config)
+        self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.cond_stage_model: nn.Module | None = instantiate_from_config(cond_stage_config)
-        self.first_stage = FirstStage(self.first_stage_model, scale_factor, recompute=edge_decoder_checkpoint)
-        self.text = TextConditioner(self.cond_stage_model)
         self.structcond_stage_model = instantiate_from_config(structcond_stage_config)
+        self.text = TextConditioner(self.cond_stage_model)
+        self.first_stage = FirstStage(self.first_stage_model, scale_factor, recompute=options.decoder_checkpoint)
+        self.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
+        self.edge_term = EdgeTerm(weight, self.edge_loss, self.first_stage.decode, timesteps=timesteps)
+        self.now_and_then = nn.ModuleDict({name: LastValue() for name in NOT_AT_EVERY_STEP})
         self._freeze(unfrozen_diff)
         self.model_ema = LitEma(self.model) if use_ema else None
         self._load(ckpt_path, ignore_keys)
         self.train()
-        if self.edge_loss_weight > 0:
-            log.info("Edge loss enabled with weight: %s", options.weight_in_words)
+        if self.use_edge_loss:
+            log.info("Edge loss enabled with weight: %s", weight)
 
     # Construction
 
@@ -198,10 +142,8 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         """Make the constants of the process that visits the steps `kept` buffers."""
         schedule = Schedule.from_betas(respace(self.betas_of_process, kept))
         self.register_buffer("original_timesteps", torch.tensor(kept), persistent=False)
-        self.edge_loss.options.check_process(self.original_timesteps, schedule.alphas_cumprod)
         for name in Schedule.names():
             self.register_buffer(name, getattr(schedule, name))
-        self.register_buffer("lvlb_weights", objective.vlb_weights(self.parameterization, schedule), persistent=False)
 
     def _freeze(self, unfrozen_diff: bool) -> None:
         """Leave gradients to what stage 1 trains."""
@@ -232,6 +174,16 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         """The training process's constants, on the model's device."""
         return Schedule(**{name: getattr(self, name) for name in Schedule.names()})
 
+    @property
+    def process(self) -> Process:
+        """The training process, on the model's device."""
+        return Process(self.schedule, self.original_timesteps, self.parameterization)
+
+    @property
+    def lvlb_weights(self) -> Tensor:
+        """The weights (T,) of `loss_vlb`, under their published name."""
+        return self.process.vlb_weights()
+
     def train(self, mode: bool = True) -> "LatentDiffusionSRTextWT":
         """Set training mode, in which everything frozen stays in evaluation mode."""
         super().train(mode)
@@ -254,28 +206,24 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A saved checkpoint is complete: the text tower's weights are in it though the tower was let go."""
         checkpoint["state_dict"].update(self._released_text_tower)
-        if self.edge_balance is not None:
-            checkpoint["edge_balance"] = self.edge_balance.state_dict()
+        if self.edge_term.balance is not None:
+            checkpoint["edge_balance"] = self.edge_term.balance.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the edge loss's weight where gradients decide it."""
-        if self.edge_balance is not None and "edge_balance" in checkpoint:
-            self.edge_balance.load_state_dict(checkpoint["edge_balance"])
+        if self.edge_term.balance is not None and "edge_balance" in checkpoint:
+            self.edge_term.balance.load_state_dict(checkpoint["edge_balance"])
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """The loss on one batch; all its randomness is a function of seed, rank, epoch and batch."""
         place = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
         loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
-        self._forget_absent(parts)
+        if self.use_edge_loss:
+            for name, last in self.now_and_then.named_children():
+                value = parts.pop(f"train/{name}", None)
+                self.log(f"train/{name}", cast(LastValue, last).of_step(value))
         self.log_dict(parts, batch_size=len(pair))
         return loss
-
-    def _forget_absent(self, parts: Mapping[str, Tensor]) -> None:
-        """See that what this step does not measure is not logged: Lightning would repeat an earlier step's value."""
-        logged: dict[str, Any] = {} if self._trainer is None else self._trainer._results or {}
-        for key in set(logged) - {f"training_step.{name}" for name in parts}:
-            if key.startswith("training_step."):
-                del logged[key]
 
     def validation_step(self, pair: Pair, batch_idx: int) -> None:
         """Log the denoising losses; timesteps and noise are the same at every validation."""
@@ -299,9 +247,15 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         t = torch.randint(len(self.original_timesteps), (len(pair),), generator=rng, device=self.device)
         t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
-        structure = self.structcond_stage_model(latents.z_lq, t_original)
         return self.p_losses(
-            latents.z_gt, self.context(len(pair)), structure, t, t_original, noise, gt_pm1=pair.gt_pm1, rng=rng
+            x_start=latents.z_gt,
+            cond=self.context(len(pair)),
+            struct_cond=self.structcond_stage_model(latents.z_lq, t_original),
+            t=t,
+            t_ori=t_original,
+            noise=noise,
+            gt_pm1=pair.gt_pm1,
+            rng=rng,
         )
 
     def encode(self, pair: Pair, rng: torch.Generator) -> Latents:
@@ -339,23 +293,13 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         (B, 3, f h, f w), and draw windows from rng. Returns the loss and its parts under `train/…`, or `val/…` in
         evaluation mode, where the edge loss is left out.
         """
-        noise = torch.randn_like(x_start) if noise is None else noise
-        x_t = self.schedule.q_sample(x_start, t, noise)
-        output = self.model.diffusion_model(x_t, t_ori, cond, struct_cond)
-        edge = None
-        if self.training and self.edge_loss_weight > 0:
-            edge = EdgeTerm(
-                self.edge_loss_weight,
-                self.edge_loss,
-                self.decode,
-                t_ori,
-                len(self.betas_of_process),
-                self.global_step,
-                self.edge_balance,
-                gt_pm1,
-                rng,
-            )
-        report = self.training_loss(self.schedule, self.lvlb_weights, output, x_start, x_t, noise, t, edge)
+        z_gt, noise = x_start, torch.randn_like(x_start) if noise is None else noise
+        process = self.process
+        n = replace(process.noised(z_gt, t=t, noise=noise), t_original=t_ori)
+        output = self.model.diffusion_model(n.x_t, n.t_original, cond, struct_cond)
+        report = self.training_loss(process, n, output)
+        if self.training and self.use_edge_loss:
+            report = self.edge_term(report, process, n, output, gt_pm1=gt_pm1, step=self.global_step, rng=rng)
         split = "train" if self.training else "val"
         return report.total, {f"{split}/{name}": value for name, value in report.parts.items()}
 
@@ -369,12 +313,11 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def predict_x0(self, latents: Latents, step: int, rng: torch.Generator) -> Tensor:
         """The clean latents that the U-Net sees in `latents.z_gt`, noised to one step of the schedule."""
         t = torch.full((len(latents.z_gt),), step, device=self.device)
-        t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
-        x_t = self.schedule.q_sample(latents.z_gt, t, noise)
-        structure = self.structcond_stage_model(latents.z_lq, t_original)
-        output = self.model.diffusion_model(x_t, t_original, self.context(len(t)), structure)
-        return objective.x0_from_output(self.parameterization, self.schedule, output, x_t, t)
+        n = self.process.noised(latents.z_gt, t=t, noise=noise)
+        structure = self.structcond_stage_model(latents.z_lq, n.t_original)
+        output = self.model.diffusion_model(n.x_t, n.t_original, self.context(len(t)), structure)
+        return self.process.x0(output, n)
 
     @torch.no_grad()
     def edge_probe(self, pair: Pair) -> dict[str, float]:
@@ -397,7 +340,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         `x0_pred` is the one-step prediction from a quarter of the process, `sample` a DDIM sample of `steps` steps.
         With the edge loss on there are also its weight map over the true picture and, weighted by it, its error.
         """
-        pair = Pair(pair.lq_pm1[:n], pair.gt_pm1[:n], pair.paths[:n])
+        pair = pair[:n]
         rng = torch_rng(self.device, "log images")
         with self.ema_scope():
             latents = self.encode(pair, rng)
@@ -408,7 +351,7 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         decoded = self.decode(latents.z_gt)
         for name, image in (("edge_gt", decoded), ("edge_pred", x0_pred)):
             images[name] = self.edge_loss.generator.edges_01(image).expand_as(pair.gt_pm1) * 2 - 1
-        if self.edge_loss_weight > 0:
+        if self.use_edge_loss:
             truth = decoded if self.edge_loss.options.target == "decoded" else pair.gt_pm1
             images["edge_weight"], images["edge_error"] = self.edge_loss.pictures(x0_pred, truth)
         return {name: image.clamp(-1, 1) for name, image in images.items()}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError
-from ldm.models.diffusion import objective
+from ldm.models.diffusion.process import Noisy, Process
 from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps
 from ldm.models.diffusion.tiling import Denoiser
 
@@ -82,7 +82,7 @@ def truncated(betas: np.ndarray, start_t: int | None) -> np.ndarray:
 def initial_latent(z_lq: Tensor, betas: np.ndarray, noise: Noise) -> Tensor:
     """x_T of q(x_T | x_0 = z_lq), T the last step of the process `betas`: where sampling starts (StableSR)."""
     last = torch.full((len(z_lq),), len(betas) - 1, device=z_lq.device)
-    return Schedule.from_betas(betas).to(z_lq.device).q_sample(z_lq, last, noise(z_lq.shape))
+    return Schedule.from_betas(betas).to(z_lq.device).q_sample(z_lq, t=last, noise=noise(z_lq.shape))
 
 
 @torch.no_grad()
@@ -102,12 +102,12 @@ def sample_ddpm(
     """
     kept = sampling.timesteps(len(betas))
     schedule = Schedule.from_betas(respace(betas, kept)).to(x_T.device)
+    process = Process(schedule, torch.tensor(kept, device=x_T.device), parameterization)
     x = x_T
     for i in progress(range(len(kept) - 1, -1, -1)):
-        t = torch.full((len(x),), i, device=x.device)
-        output = denoise(x, torch.full_like(t, kept[i]))
-        x_start = objective.x0_from_output(parameterization, schedule, output, x, t)
-        x = schedule.posterior_mean(x_start, x, t)
+        n = Noisy(x_t=x, t=torch.full((len(x),), i, device=x.device))
+        output = denoise(x, process.timesteps[n.t])
+        x = schedule.posterior_mean(process.x0(output, n), x_t=x, t=n.t)
         if i > 0:
             x = x + torch.exp(0.5 * schedule.posterior_log_variance_clipped[i]) * noise(x.shape)
     return x
@@ -127,16 +127,16 @@ def sample_ddim(
     """DDIM (Song et al. 2021, equation 12) over `sampling.timesteps`, down to step 0. Arguments as of `sample_ddpm`."""
     timesteps = sampling.timesteps(len(betas))
     schedule = Schedule.from_betas(betas).to(x_T.device)
+    process = Process(schedule, torch.arange(len(betas), device=x_T.device), parameterization)
     abar = np.cumprod(1.0 - betas)
     x = x_T
     for i in progress(range(len(timesteps) - 1, -1, -1)):
         now, before = abar[timesteps[i]], abar[timesteps[i - 1] if i > 0 else 0]
-        t = torch.full((len(x),), timesteps[i], device=x.device)
-        output = denoise(x, t)
-        eps = objective.eps_from_output(parameterization, schedule, output, x, t)
-        x_start = objective.x0_from_output(parameterization, schedule, output, x, t)
+        n = Noisy(x_t=x, t=torch.full((len(x),), timesteps[i], device=x.device))
+        output = denoise(x, n.t)
+        x_0, eps = process.x0(output, n), process.eps(output, n)
         sigma = sampling.eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
-        x = np.sqrt(before) * x_start + np.sqrt(1 - before - sigma**2) * eps
+        x = np.sqrt(before) * x_0 + np.sqrt(1 - before - sigma**2) * eps
         if sigma > 0:
             x = x + sigma * noise(x.shape)
     return x

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
-from ldm.modules.diffusionmodules.util import group_norm, only_supports, regroup, zero_init
+from basicsr.utils.errors import FieldError
+from ldm.modules.diffusionmodules.util import group_norm, regroup, zero_init
 
 NORM_EPS = 1e-6
 
@@ -34,7 +35,8 @@ class DDConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        only_supports("ddconfig", vars(self), {"double_z": True})
+        if not self.double_z:
+            raise FieldError("double_z", "is false, which is not supported: the encoder gives mean and log variance")
 
     @property
     def downsampling(self) -> int:

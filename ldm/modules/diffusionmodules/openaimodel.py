@@ -1,8 +1,7 @@
 """The two networks of StableSR: assembly only, from the parts in `blocks.py` and `attention.py`.
 
-Arguments carry the names of published YAMLs. Those that a published YAML sets but that change nothing here
-(`image_size`, `legacy`, `num_heads_upsample`, `use_fp16`) are accepted for its sake: precision is the trainer's matter.
-`norm_groups` is ours, for small networks: see `regroup`.
+Arguments carry the names of published YAMLs; what else those set is in `ldm.published`. `norm_groups` is ours, for
+small networks: see `regroup`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +22,8 @@ from ldm.modules.diffusionmodules.blocks import (
     StageSequential,
     Upsample,
 )
-from ldm.modules.diffusionmodules.util import group_norm, only_supports, regroup, timestep_embedding, zero_init
-
-ONLY_SUPPORTED = {
-    "conv_resample": True,
-    "dims": 2,
-    "use_scale_shift_norm": False,
-    "resblock_updown": False,
-    "use_new_attention_order": False,
-}
+from ldm.modules.diffusionmodules.util import group_norm, regroup, timestep_embedding, zero_init
+from ldm.published import takes_published_keys
 
 
 def time_embedding(model_channels: int) -> nn.Sequential:
@@ -67,6 +59,7 @@ class UNetModelDualcondV2(nn.Module):
     multiple of 2^(levels - 1).
     """
 
+    @takes_published_keys
     def __init__(
         self,
         in_channels: int,
@@ -83,36 +76,23 @@ class UNetModelDualcondV2(nn.Module):
         semb_channels: int = 256,
         dropout: float = 0.0,
         use_checkpoint: bool = False,
-        use_spatial_transformer: bool = True,
-        conv_resample: bool = True,
-        dims: int = 2,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        image_size: int | None = None,
-        legacy: bool = False,
-        num_heads_upsample: int = -1,
-        use_fp16: bool = False,
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        only_supports("UNetModelDualcondV2", locals(), ONLY_SUPPORTED | {"use_spatial_transformer": True})
         self.model_channels = model_channels
         self.use_checkpoint = use_checkpoint
         self.downsampling = 2 ** (len(channel_mult) - 1)
         self.time_embed = time_embedding(model_channels)
         emb = 4 * model_channels
 
+        def transformer(width: int) -> SpatialTransformer:
+            heads = head_count(width, num_heads, num_head_channels)
+            linear = use_linear_in_transformer
+            return SpatialTransformer(width, heads, width // heads, transformer_depth, context_dim, linear)
+
         def stage(width: int, out: int, attend: bool) -> StageSequential:
-            layers: list[nn.Module] = [ResBlockDual(width, emb, out, semb_channels, dropout)]
-            if attend:
-                heads = head_count(out, num_heads, num_head_channels)
-                layers.append(
-                    SpatialTransformer(
-                        out, heads, out // heads, transformer_depth, context_dim, use_linear_in_transformer
-                    )
-                )
-            return StageSequential(*layers)
+            block = ResBlockDual(width, emb, out, semb_channels, dropout)
+            return StageSequential(block, *([transformer(out)] if attend else []))
 
         width, skips, downsampling = model_channels, [model_channels], 1
         self.input_blocks = nn.ModuleList([StageSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
@@ -172,6 +152,7 @@ class EncoderUNetModelWT(nn.Module):
     downsampling and the middle block's output, each through its own residual block `fea_tran[i]`.
     """
 
+    @takes_published_keys
     def __init__(
         self,
         in_channels: int,
@@ -184,18 +165,9 @@ class EncoderUNetModelWT(nn.Module):
         num_heads: int = 4,
         num_head_channels: int = -1,
         use_checkpoint: bool = False,
-        conv_resample: bool = True,
-        dims: int = 2,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        image_size: int | None = None,
-        use_fp16: bool = False,
-        num_heads_upsample: int = -1,
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        only_supports("EncoderUNetModelWT", locals(), ONLY_SUPPORTED)
         self.model_channels = model_channels
         self.use_checkpoint = use_checkpoint
         self.time_embed = time_embedding(model_channels)

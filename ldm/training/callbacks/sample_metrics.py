@@ -48,7 +48,7 @@ class SampleMetrics(Callback):
         share = -(-self.max_images // trainer.world_size)
         wanted = share - sum(map(len, self._pairs))
         if wanted > 0:
-            self._pairs.append(Pair(batch.lq_pm1[:wanted], batch.gt_pm1[:wanted], batch.paths[:wanted]))
+            self._pairs.append(batch[:wanted])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         values: dict[str, list[float]] = {name: [] for name in LOGGED}
