@@ -8,25 +8,19 @@ import sys
 from typing import Any
 
 from ldm.training.cli import main
+from ldm.util import MAIN
 
-_HOMES = {
-    "DataModuleFromConfig": "ldm.data.datamodule",
-    "EdgeProbe": "ldm.training.callbacks.edge_probe",
-    "ImageLogger": "ldm.training.callbacks.image_logger",
-    "SampleMetrics": "ldm.training.callbacks.sample_metrics",
-    "SkipNotFinite": "ldm.training.callbacks.skip_not_finite",
-}
-__all__ = ["main", *_HOMES]
+__all__ = ["main", *MAIN]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in MAIN:
+        return getattr(importlib.import_module(MAIN[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *MAIN})
 
 
 if __name__ == "__main__":

@@ -20,11 +20,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.utils import canny  # noqa: E402
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from basicsr.utils.rng import numpy_rng  # noqa: E402
+from basicsr.utils import canny
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.rng import numpy_rng
 
 SMALLEST, LARGEST = 3, (768, 1024)
 PHOTOGRAPHS = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",

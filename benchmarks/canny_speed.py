@@ -11,17 +11,14 @@ import argparse
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from basicsr.utils.rng import numpy_rng  # noqa: E402
-from benchmarks.canny_exactness import cut_out, photographs  # noqa: E402
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.rng import numpy_rng
+from benchmarks.canny_exactness import cut_out, photographs
 
 BACKENDS = ("opencv", "torch")
 

@@ -19,25 +19,23 @@ import statistics
 import sys
 import time
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from a clone, nothing installed
-
-from basicsr.data.pair_pool import Pair  # noqa: E402
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from benchmarks.canny_speed import photograph_batch  # noqa: E402
-from benchmarks.memory import peak_rss  # noqa: E402
-from ldm.config import load_config  # noqa: E402
-from ldm.models.build import build_model  # noqa: E402
-from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT  # noqa: E402
-from ldm.models.diffusion.edge_term import EdgeTerm  # noqa: E402
-from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight  # noqa: E402
+from basicsr.data.pair_pool import Pair
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from benchmarks.canny_speed import photograph_batch
+from benchmarks.memory import peak_rss
+from ldm.config import load_config
+from ldm.models.build import build_model
+from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.edge_term import EdgeTerm
+from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both
@@ -59,7 +57,7 @@ def build(size: str, device: str) -> LatentDiffusionSRTextWT:
         "model.params.edge_decoder_checkpoint=false",
     ]
     with torch.device(device):
-        model: LatentDiffusionSRTextWT = build_model(load_config([ROOT / CONFIGS[size]], overrides))
+        model: LatentDiffusionSRTextWT = build_model(load_config([CONFIGS[size]], overrides))
     return model
 
 
@@ -83,14 +81,14 @@ def flops_without_data(size: str, frame: int) -> dict[str, float]:
             model.decode(latent(side).requires_grad_()).sum().backward()
             with torch.no_grad():
                 model.decode(latent(side))
-        return counter.get_total_flops()
+        return float(counter.get_total_flops())
 
     with FlopCounterMode(display=False) as counter:
         picture, t = torch.empty(1, 3, frame, frame, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
         for _ in ("truth", "degraded"):
             with torch.no_grad():
                 model.first_stage_model.encode(picture)
-        width = load_config([ROOT / CONFIGS[size]]).get("model.params.unet_config.params.context_dim")
+        width = load_config([CONFIGS[size]]).get("model.params.unet_config.params.context_dim")
         context = torch.empty(1, 77, width, device="meta")
         model.p_losses(latent(cells), context, model.structcond_stage_model(latent(cells), t), t, t)[0].backward()
     plain = counter.get_total_flops()
@@ -120,7 +118,7 @@ class Bench:
         lq_pm1 = (gt_pm1 + 0.1 * torch.randn_like(gt_pm1)).clamp(-1, 1)
         self.pair = Pair(lq_pm1, gt_pm1, ("photograph",) * batch)
         self.model.context(1)  # the text is encoded once, not at every step
-        self.synchronize = torch.cuda.synchronize if gt_pm1.is_cuda else lambda: None
+        self.synchronize: Callable[[], None] = torch.cuda.synchronize if gt_pm1.is_cuda else lambda: None
 
     def step(self, arm: str, index: int) -> float:
         """Seconds of one step; the index decides timesteps, noise and windows."""

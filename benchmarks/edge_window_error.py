@@ -17,16 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from a clone, nothing installed
-
-from basicsr.utils.rng import torch_rng  # noqa: E402
-from benchmarks.canny_speed import photograph_batch  # noqa: E402
-from ldm.config import load_config  # noqa: E402
-from ldm.models.diffusion.first_stage import FirstStage  # noqa: E402
-from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
-from ldm.modules.losses.edge_windows import draw_uniform  # noqa: E402
-from ldm.util import instantiate_from_config  # noqa: E402
+from basicsr.utils.rng import torch_rng
+from benchmarks.canny_speed import photograph_batch
+from ldm.config import load_config
+from ldm.models.diffusion.first_stage import FirstStage
+from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_windows import draw_uniform
+from ldm.util import instantiate_from_config
 
 
 def relative(difference: Tensor, picture: Tensor) -> Tensor:
@@ -44,7 +41,7 @@ def inner(images: Tensor) -> Tensor:
 @torch.no_grad()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/demo/edge_cpu.yaml")
+    parser.add_argument("--config", type=Path, default=Path("configs/demo/edge_cpu.yaml"))
     parser.add_argument("--frame", type=int, default=192, help="pixels")
     parser.add_argument("--crops", type=int, nargs="+", default=[4, 8, 16, 24], help="latent cells")
     parser.add_argument("--noise", type=float, default=0.3, help="of scaled latents, whose deviation is about 1")

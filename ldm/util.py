@@ -9,6 +9,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from basicsr.utils.errors import FieldError, UserError, closest, did_you_mean
 from ldm import published
 
+# What YAMLs call main.NAME, by its home: in a clone main.py hands these on, and an installed package has no main.py.
+MAIN = {
+    "DataModuleFromConfig": "ldm.data.datamodule",
+    "EdgeProbe": "ldm.training.callbacks.edge_probe",
+    "ImageLogger": "ldm.training.callbacks.image_logger",
+    "SampleMetrics": "ldm.training.callbacks.sample_metrics",
+    "SkipNotFinite": "ldm.training.callbacks.skip_not_finite",
+}
+
 
 def get_obj_from_str(path: str) -> Any:
     """The class or function that a dotted name such as `ldm.models.autoencoder.AutoencoderKL` stands for.
@@ -19,6 +28,8 @@ def get_obj_from_str(path: str) -> Any:
     module_name, _, name = str(path).rpartition(".")
     if not module_name:
         raise UserError(f"target {path!r} is not a dotted name such as ldm.models.autoencoder.AutoencoderKL")
+    if module_name == "main":
+        module_name = MAIN.get(name, module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -10,21 +10,24 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ldm.config import check_config, load_config
+from ldm.entry import COMMANDS
 from ldm.training.cli import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 # Without what is about the flags of other programs than main.py.
-OTHERS = r"(## (Upscaling|Did it get better\?)\n|Upscaling, where).*?(?=\n## )|[^\n]*scripts/[^\n]*"
-OF_MAIN = re.sub(OTHERS, "", TEXT, flags=re.DOTALL)
+ABOUT_OTHERS = r"(## (Upscaling|Did it get better\?)\n|Upscaling, where).*?(?=\n## )"
+LINES_OF_OTHERS = r"[^\n]*(scripts/|stablesr-edge|pip install|conda env)[^\n]*"
+OF_MAIN = re.sub(f"{ABOUT_OTHERS}|{LINES_OF_OTHERS}", "", TEXT, flags=re.DOTALL)
 
 
 def test_its_files_are_there() -> None:
-    named = set(re.findall(r"`((?:basicsr|ldm|configs|scripts|tests)/[\w/.]*|[\w.]+\.(?:py|yaml)|LICENSE)`", TEXT))
+    named = set(re.findall(r"`((?:basicsr|ldm|configs|scripts|tests)/[\w/.]*|[\w.]+\.(?:py|yaml|md)|LICENSE)`", TEXT))
     named.remove("configs/mine.yaml")  # what the reader is to write
     assert len(named) > 10
-    beside = ROOT / "ldm/models/diffusion"  # one row of the table names files in this folder by their names alone
-    assert [path for path in named if not (ROOT / path).exists() and not (beside / path).exists()] == []
+    rooms = ("ldm/models/diffusion", "ldm/modules/losses")  # rows of the table name files in these by their names alone
+    places = [ROOT, *(ROOT / room for room in rooms)]
+    assert [path for path in named if not any((place / path).exists() for place in places)] == []
 
 
 def test_its_yaml_fits(tmp_path: Path) -> None:
@@ -45,6 +48,12 @@ def test_its_scripts_take_their_flags(script: str) -> None:
     told = subprocess.run([sys.executable, f"scripts/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert used and told.returncode == 0
     assert used <= set(re.findall(r"--[a-z_]+", told.stdout))
+
+
+def test_its_commands_of_the_one_name_are_those_that_it_has() -> None:
+    (listed,) = re.findall(r"`stablesr-edge ((?:\w+ \| )+\w+)`", TEXT)
+    assert listed.split(" | ") == list(COMMANDS)
+    assert set(re.findall(r"stablesr-edge (\w+) --", TEXT)) <= set(COMMANDS)
 
 
 def test_its_commands_parse() -> None:

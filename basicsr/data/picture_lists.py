@@ -191,13 +191,14 @@ def _first_there(line: str, roots: Sequence[Path]) -> str | None:
             continue
         tried.add(name)
         for root in roots:
-            if (root / name).is_file():
+            if os.path.isfile(os.path.join(root, name)):  # noqa: PTH113, PTH118  # a third of the time that Path takes
                 return str(root / name)
     return None
 
 
 def _readings(line: str) -> Iterator[str]:
     """What a line's path may be, from the whole line to its first word."""
+    yield line
     quoted = re.match(r"""(["'])(.+?)\1""", line)  # a column in quotes may hold separators
     columns = (re.split(separator, line)[0] for separator in (r"\t", ";", r"\|", ",", r"\s"))
     for text in itertools.chain((line, _SIZE.sub("", line)), [quoted[2]] if quoted else [], columns):

@@ -1,8 +1,7 @@
-"""All metrics of a restored picture, by name, and what a reader must know about each."""
+"""All metrics of a restored picture, by the names of `basicsr.metrics.table`."""
 
 import importlib.util
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,34 +9,6 @@ from torch import Tensor
 from basicsr.metrics.edge_metrics import edge_map, edge_precision_recall_f1, edge_psnr, gradient_psnr, region_errors
 from basicsr.metrics.psnr_ssim import as_8_bit, cropped, luma, ms_ssim, psnr, ssim
 from basicsr.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown."""
-
-    label: str
-    unit: str
-    higher_is_better: bool
-    decimals: int
-    meaning: str
-
-
-METRICS = {
-    "psnr_y": Metric("PSNR Y", "dB", True, 2, "10 log10(1 / MSE) of luma (BT.601, studio swing)"),
-    "psnr_rgb": Metric("PSNR RGB", "dB", True, 2, "10 log10(1 / MSE) over the three channels"),
-    "ssim_y": Metric("SSIM Y", "", True, 4, "structural similarity of luma, Gaussian window of 11 (Wang et al. 2004)"),
-    "ssim_rgb": Metric("SSIM RGB", "", True, 4, "the mean of the three channels' structural similarities"),
-    "ms_ssim": Metric("MS-SSIM Y", "", True, 4, "SSIM over five scales (Wang et al. 2003), for sides from 176 pixels"),
-    "edge_f1": Metric("Edge F1", "", True, 4, "harmonic mean of edge precision and recall; 1 where neither has edges"),
-    "edge_precision": Metric("Edge precision", "", True, 4, "share of the result's edge pixels that lie by a true one"),
-    "edge_recall": Metric("Edge recall", "", True, 4, "share of the true edge pixels that lie by one of the result"),
-    "edge_psnr": Metric("Edge PSNR", "dB", True, 2, "10 log10(1 / share of pixels where the Canny maps differ)"),
-    "gradient_psnr": Metric("Gradient PSNR", "dB", True, 2, "10 log10(1 / MSE) of luma's Sobel gradient magnitudes"),
-    "rmse_edges": Metric("Error on edges", "/255", False, 2, "root mean square error of luma on and beside true edges"),
-    "rmse_flat": Metric("Error off edges", "/255", False, 2, "root mean square error of luma in all other places"),
-    "lpips": Metric("LPIPS", "", False, 4, "learned perceptual distance on AlexNet (Zhang et al., CVPR 2018)"),
-}  # fmt: skip
 
 
 def measure(sr_01: Tensor, gt_01: Tensor, border: int) -> dict[str, float]:

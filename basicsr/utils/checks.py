@@ -1,4 +1,4 @@
-"""Checks of options that come from a user's YAML: each returns the clean value or raises FieldError."""
+"""Checks of options that come from users: each returns the clean value or raises FieldError."""
 
 import math
 from collections.abc import Iterable, Sequence

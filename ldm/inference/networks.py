@@ -11,6 +11,7 @@ from torch import nn
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
+from ldm import shipped
 from ldm.config import Config, load_config
 from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.build import build_model
@@ -19,9 +20,8 @@ from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
 from ldm.modules.diffusionmodules.blocks import Downsample
 from ldm.util import get_obj_from_str
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO_CONFIG = ROOT / "configs/demo/upscaler.yaml"
-DEMO_WEIGHTS = ROOT / "configs/demo/upscaler.safetensors"
+DEMO_CONFIG = shipped.root() / "configs/demo/upscaler.yaml"
+DEMO_WEIGHTS = shipped.root() / "configs/demo/upscaler.safetensors"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -112,19 +112,10 @@ def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRText
                 "stablesr_000117.ckpt or a run's checkpoints/last.ckpt"
             )
     params: dict[str, Any] = {**block["params"], "edge_loss_weight": 0.0}
-    if params.get("first_stage_config", {}).get("params", {}).get("ckpt_path"):
-        params["first_stage_config"] = _relocated(params["first_stage_config"])
     model: LatentDiffusionSRTextWT = build_model(
         replace(config, values={**config.values, "model": {**block, "params": params}}), ckpt=ckpt
     )
     return model
-
-
-def _relocated(first_stage: dict[str, Any]) -> dict[str, Any]:
-    """The block with a path that holds outside of the project's folder too."""
-    path = Path(first_stage["params"]["ckpt_path"])
-    found = path if path.exists() else ROOT / path
-    return {**first_stage, "params": {**first_stage["params"], "ckpt_path": str(found)}}
 
 
 def _cfw(config: Config, cfw_ckpt: str | Path) -> AutoencoderKLResi:

@@ -15,12 +15,12 @@ from basicsr.utils.errors import UserError, fields_named, first_line
 from ldm.config import TOP_LEVEL, Config
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.models.build import build_model
+from ldm.run_folder import RunFolder, RunSettings
 from ldm.training.callbacks.checkpoint_io import AtomicCheckpointIO
 from ldm.training.callbacks.checkpoints import StepCheckpoint
 from ldm.training.callbacks.learning_rate import UseLearningRate
 from ldm.training.callbacks.progress import StepProgress
 from ldm.training.callbacks.skip_not_finite import SkipNotFinite
-from ldm.training.run_folder import RunFolder, RunSettings
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)

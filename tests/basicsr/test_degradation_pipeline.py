@@ -1,13 +1,15 @@
 """The two-stage degradation: its range of results, its alignment, and what it refuses."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from skimage import data
 
-from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
+from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline, Stage, _randomly_resized
 from basicsr.utils.diffjpeg import DiffJPEG
 from basicsr.utils.errors import UserError
 from basicsr.utils.img_process_util import USMSharp, filter2D
@@ -197,6 +199,28 @@ def test_jpeg_comes_last_in_half_of_the_batches_and_first_in_the_others() -> Non
         last.append(nearest)
     assert 80 <= last.count("jpeg") <= 120  # 200 fair coins: 100 with a standard deviation of 7
     assert sum(a != b for a, b in zip(last, last[1:], strict=False)) > 60  # and not in blocks
+
+
+def test_lq_is_rounded_to_8_bits_before_it_is_enlarged() -> None:
+    """At sf 1 nothing is enlarged, so that LQ has 8-bit levels only, as a file would; GT stays as it is."""
+    gt = photographs()[:, :, :32, :32] * 0.7531
+    lq, _ = degraded(gt, **HARMLESS, sf=1, use_usm=False)
+    assert (lq * 255 - (lq * 255).round()).abs().max() < 1e-3 < (gt * 255 - (gt * 255).round()).abs().max()
+
+
+@pytest.mark.parametrize("stage", ["", "2"])
+def test_every_way_to_resize_occurs_alike(stage: str) -> None:
+    """The stage enlarges a ramp of two pixels four times: each mode gives a row of its own, blurred by nothing."""
+    row = torch.tensor([0.2, 0.8])
+    changes = HARMLESS | {"sf": 1, "use_usm": False, "gt_size": None} | {f"resize_prob{stage}": [1, 0, 0]}
+    run = pipeline(**changes)
+    forms = {m: F.interpolate(row.expand(1, 3, 2, 2), size=(8, 8), mode=m) for m in ("area", "bilinear", "bicubic")}
+    options = Stage(**{f.name: getattr(run.config, f.name + stage) for f in dataclasses.fields(Stage)})
+    host, seen = np.random.default_rng(0), []
+    for _ in range(300):
+        got = _randomly_resized(row.expand(1, 3, 2, 2), (8, 8), dataclasses.replace(options, resize_range=(1, 1)), host)
+        seen.append(next(mode for mode, form in forms.items() if torch.allclose(got, form, atol=1e-5)))
+    assert all(70 < seen.count(mode) < 130 for mode in forms), seen
 
 
 def test_maps_are_cropped_with_their_pictures() -> None:

@@ -263,6 +263,13 @@ def test_colours_under_full_transparency_never_show(tmp_path: Path, photo: np.nd
         assert np.abs(black[30:60] * (255 / white) - want).max() <= 1, file.name
 
 
+def test_laying_on_white_rounds_to_the_nearest_level(tmp_path: Path) -> None:
+    colours, alphas = (a.astype(np.uint8) for a in np.mgrid[:256, :256])
+    Image.fromarray(np.dstack([colours, alphas]), "LA").save(tmp_path / "all.png")
+    exact = (colours.astype(float) * alphas + 255.0 * (255 - alphas)) / 255
+    assert np.abs(read_rgb(tmp_path / "all.png")[..., 0] - exact).max() <= 0.5
+
+
 def test_grey_with_alpha_stays_grey_at_16_bits(tmp_path: Path) -> None:
     pixels = np.dstack([np.arange(600, dtype=np.uint16).reshape(20, 30) * 100, np.full((20, 30), 40000, np.uint16)])
     (tmp_path / "la.png").write_bytes(png16(pixels, 4))

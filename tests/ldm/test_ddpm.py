@@ -1,9 +1,13 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from reference.models import SMALL_TEXT, Pairs, pair, stage1, trainer
 from reference.parity import relative_error
 from torch import nn
@@ -12,6 +16,22 @@ from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.modules.spade import SPADE
+
+
+class Rows(Logger):
+    """Keeps what is logged: (step, values)."""
+
+    name, version = "rows", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *_args: Any, **_params: Any) -> None:
+        """There are none."""
 
 
 def trained_modules(model: LatentDiffusionSRTextWT) -> Iterator[nn.Module]:
@@ -182,6 +202,56 @@ def test_a_step_is_a_function_of_seed_and_place() -> None:
     assert not torch.equal(model.training_step(pair(), 3), first)
     torch.manual_seed(7)
     assert torch.equal(torch.get_rng_state(), state)  # no step drew from the global stream
+
+
+class SecondRank(SingleDeviceStrategy):
+    """What the second of several processes would see, in one."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.global_rank = 1
+
+
+def losses_by_epoch(folder: Path, **params: Any) -> list[float]:
+    """loss_simple of the one batch of each of two epochs; the weights stay as they are."""
+
+    class Watch(Callback):
+        seen: list[float] = []
+
+        def on_train_batch_end(self, run: pl.Trainer, *_: object) -> None:
+            self.seen.append(float(run.callback_metrics["train/loss_simple"]))
+
+    torch.manual_seed(7)
+    watch = Watch()
+    watch.seen = []
+    trainer(folder, 2, callbacks=[watch], **params).fit(stage1(learning_rate=1e-30), Pairs(1))
+    return watch.seen
+
+
+def test_every_epoch_and_every_rank_has_noise_of_its_own(tmp_path: Path) -> None:
+    first, second = losses_by_epoch(tmp_path), losses_by_epoch(tmp_path, strategy=SecondRank())
+    assert losses_by_epoch(tmp_path) == first
+    assert len({*first, *second}) == 4
+
+
+def test_a_step_logs_what_it_measured_and_nothing_older(tmp_path: Path) -> None:
+    """Some steps have no sample below the gate: their rows hold no edge loss, rather than an earlier step's."""
+    torch.manual_seed(7)
+    logger = Rows()
+    model = stage1(edge_loss_weight=0.5, edge_max_timestep=300, edge_grad_ratio_every=3)
+    trainer(tmp_path, 8, logger=logger, log_every_n_steps=1).fit(model, Pairs(4))
+    rows = [(step, row) for step, row in logger.rows if "train/loss" in row]  # the others are validation's
+    assert [step for step, _ in rows] == list(range(8))
+    active = [bool(row["train/edge_active"]) for _, row in rows]
+    assert set(active) == {True, False}
+    assert [any(key.startswith("train/loss_edge") for key in row) for _, row in rows] == active
+    assert [{"train/edge_map_mse", "train/edge_share"} <= set(row) for _, row in rows] == active
+    assert [step for step, row in rows if "train/edge_grad_ratio" in row] == [s for s in (0, 3, 6) if active[s]]
+    for _, row in rows:
+        quarters = [value for key, value in row.items() if key.startswith("train/loss_edge_t")]
+        assert not quarters or min(quarters) <= row["train/loss_edge"] <= max(quarters)
+        want = row["train/loss_simple"] + 0.5 * row.get("train/loss_edge", 0.0)
+        assert row["train/loss"] == pytest.approx(want, rel=1e-5)
 
 
 def test_what_is_logged_of_training_is_never_the_validation_split() -> None:

@@ -63,6 +63,22 @@ def test_a_step_that_measures_walks_the_decoder_backward_once() -> None:
     assert len(walks) == 1
 
 
+def test_recomputing_the_decoder_keeps_fewer_activations() -> None:
+    def kept(**params: Any) -> int:
+        """Numbers that the graph of a step holds on to."""
+        model, shapes = stage1(edge_loss_weight=0.5, unfrozen_diff=False, **params), []
+
+        def pack(tensor: Tensor) -> Tensor:
+            shapes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.differentiable_decode_first_stage(torch.zeros(1, 4, 8, 8, requires_grad=True))
+        return sum(shapes)
+
+    assert kept(edge={"decoder_checkpoint": True}) < kept() / 4
+
+
 def test_mixed_precision_keeps_the_automatic_weight() -> None:
     _, exact = losses(stage1(edge_loss_weight="auto:0.2"), T)
     model = stage1(edge_loss_weight="auto:0.2", edge_loss_type="charbonnier", edge_operator="sobel")

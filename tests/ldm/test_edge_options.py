@@ -17,7 +17,8 @@ from ldm.models.diffusion.process import Process
 from ldm.models.diffusion.schedule import Schedule, make_betas
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.edge_operators import dilated, edges_01, image_gradients
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 SIDE = 16
 EDGE_YAML = Path(__file__).parents[2] / "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"
@@ -253,7 +254,7 @@ def test_each_option_can_be_switched_in_a_yaml(words: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("word", "line"), [
-    ("edge_loss_weight=auto:lots", "'edge_loss_weight' is 'auto:lots': give a number, 0 or more, or auto:FRACTION (such as auto:0.2)"),
+    ("edge_loss_weight=auto:lots", "'edge_loss_weight' is 'auto:lots': give a number, 0 or more, or auto:FRACTION"),
     ("edge_crop=wide", "takes int or None for 'edge_crop', not 'wide'"),
     ("edge_max_timesteps=4", "did you mean 'edge_max_timestep'"),
 ])  # fmt: skip

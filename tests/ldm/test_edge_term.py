@@ -152,6 +152,13 @@ def test_windows_leave_timesteps_and_noise_as_they_were() -> None:
     assert not torch.equal(plain["train/loss_edge"], cropped["train/loss_edge"])
 
 
+def test_windows_are_drawn_from_the_steps_own_stream() -> None:
+    model, state = stage1(edge_loss_weight=0.5, edge_crop=3), torch.get_rng_state()
+    draws = [model._step(pair(), torch_rng("cpu", name))[1]["train/loss_edge"] for name in ("a", "a", "b")]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_window_larger_than_the_frame_gets_one_line() -> None:
     with pytest.raises(UserError, match="edge_crop is 9 cells and the latents are 8 x 8: give at most 8"):
         step(edge_crop=9)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from reference.models import pair, stage1
+from reference.models import latents, pair, stage1
 from reference.parity import noise, relative_error
 from torch import Tensor
 
@@ -96,6 +96,24 @@ def test_training_on_fewer_steps_tells_the_networks_the_original_ones() -> None:
     t = torch.randint(250, (2,), generator=expected)
     assert len(told) == 2
     assert all(steps.tolist() == [model.original_timesteps[i] for i in t] for steps in told)
+
+
+def test_a_look_at_a_prediction_tells_the_original_step_too() -> None:
+    model, told = stage1(time_replace=250).eval(), []
+    for network in (model.model.diffusion_model, model.structcond_stage_model):
+        network.register_forward_pre_hook(lambda _module, given: told.append(given[1].tolist()))
+    rng = torch.Generator().manual_seed(1)
+    model.predict_x0(model.encode(pair(), rng), 100, rng)
+    assert told == [[space_timesteps(1000, 250)[100]] * 2] * 2
+
+
+def test_the_networks_are_told_what_the_caller_calls_a_step() -> None:
+    model, told, given = stage1(), [], latents()
+    model.model.diffusion_model.register_forward_pre_hook(lambda _module, args: told.append(args[1].tolist()))
+    t, t_ori = torch.tensor([1, 2]), torch.tensor([300, 700])
+    structure = model.structcond_stage_model(given.pop("z_lq"), t_ori)
+    model.p_losses(struct_cond=structure, t=t, t_ori=t_ori, **given)
+    assert told == [[300, 700]]
 
 
 def test_one_step_cannot_be_trained_on() -> None:

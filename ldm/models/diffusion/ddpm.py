@@ -1,7 +1,7 @@
 """StableSR's stage 1: wiring, buffers and Lightning's hooks. The mathematics is in the modules beside this one."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -28,7 +28,8 @@ from ldm.models.diffusion.tiling import Denoiser, Tiling, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
 from ldm.modules.ema import LitEma
 from ldm.modules.losses.edge_loss import EdgeLoss
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight, EdgeWeightLike
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight, EdgeWeightLike
 from ldm.modules.spade import SPADE
 from ldm.published import takes_published_keys
 from ldm.util import instantiate_from_config
@@ -36,7 +37,7 @@ from ldm.util import instantiate_from_config
 log = logging.getLogger(__name__)
 
 # Parts that a checkpoint may lack as a whole: Stable Diffusion 2.1 has no SPADE and no structure encoder.
-MAY_BE_NEW = {
+MAY_BE_NEW: Mapping[str, Callable[[str], bool]] = {
     "SPADE": lambda key: ".spade." in key,
     "structure": lambda key: key.startswith("structcond_stage_model."),
     "EMA": lambda key: key.startswith("model_ema."),

@@ -10,7 +10,7 @@ from ldm.models.diffusion.process import Noised, Process
 from ldm.models.diffusion.training_loss import LossReport
 from ldm.modules.losses.edge_balance import GradientBalance, output_gradients, with_gradient
 from ldm.modules.losses.edge_loss import EdgeLoss
-from ldm.modules.losses.edge_options import EdgeWeight
+from ldm.modules.losses.edge_weight import EdgeWeight
 from ldm.modules.losses.edge_windows import Windows, draw_by_edges, draw_uniform
 
 Parts = dict[str, Tensor]

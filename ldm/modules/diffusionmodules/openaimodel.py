@@ -83,43 +83,38 @@ class UNetModelDualcondV2(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.downsampling = 2 ** (len(channel_mult) - 1)
         self.time_embed = time_embedding(model_channels)
-        emb = 4 * model_channels
+        res_block = partial(ResBlockDual, emb_channels=4 * model_channels, semb_channels=semb_channels, dropout=dropout)
 
         def transformer(width: int) -> SpatialTransformer:
             heads = head_count(width, num_heads, num_head_channels)
-            linear = use_linear_in_transformer
-            return SpatialTransformer(width, heads, width // heads, transformer_depth, context_dim, linear)
+            shape = {"heads": heads, "head_dim": width // heads, "depth": transformer_depth, "context_dim": context_dim}
+            return SpatialTransformer(width, **shape, use_linear=use_linear_in_transformer)
 
-        def stage(width: int, out: int, attend: bool) -> StageSequential:
-            block = ResBlockDual(width, emb, out, semb_channels, dropout)
-            return StageSequential(block, *([transformer(out)] if attend else []))
+        def stage(width: int, level: int) -> StageSequential:
+            out = channel_mult[level] * model_channels
+            attend = 2**level in attention_resolutions
+            return StageSequential(res_block(width, out_channels=out), *([transformer(out)] if attend else []))
 
-        width, skips, downsampling = model_channels, [model_channels], 1
+        width, skips, last = model_channels, [model_channels], len(channel_mult) - 1
         self.input_blocks = nn.ModuleList([StageSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                self.input_blocks.append(stage(width, mult * model_channels, downsampling in attention_resolutions))
+                self.input_blocks.append(stage(width, level))
                 width = mult * model_channels
                 skips.append(width)
-            if level < len(channel_mult) - 1:
+            if level < last:
                 self.input_blocks.append(StageSequential(Downsample(width)))
                 skips.append(width)
-                downsampling *= 2
-
-        self.middle_block = StageSequential(
-            *stage(width, width, True), ResBlockDual(width, emb, width, semb_channels, dropout)
-        )
-
+        middle = [res_block(width, out_channels=width), transformer(width), res_block(width, out_channels=width)]
+        self.middle_block = StageSequential(*middle)
         self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
+        for level in range(last, -1, -1):
             for i in range(num_res_blocks + 1):
-                block = stage(width + skips.pop(), mult * model_channels, downsampling in attention_resolutions)
-                width = mult * model_channels
+                block = stage(width + skips.pop(), level)
+                width = channel_mult[level] * model_channels
                 if level > 0 and i == num_res_blocks:
                     block.append(Upsample(width))
-                    downsampling //= 2
                 self.output_blocks.append(block)
-
         self.out = nn.Sequential(
             group_norm(width, NORM_EPS), nn.SiLU(), zero_init(nn.Conv2d(width, out_channels, 3, padding=1))
         )
@@ -173,6 +168,8 @@ class EncoderUNetModelWT(nn.Module):
         self.time_embed = time_embedding(model_channels)
         emb = 4 * model_channels
 
+        res_block = partial(ResBlock, emb_channels=emb, dropout=dropout)
+
         def attention(width: int) -> AttentionBlock:
             return AttentionBlock(width, head_count(width, num_heads, num_head_channels))
 
@@ -180,7 +177,7 @@ class EncoderUNetModelWT(nn.Module):
         self.input_blocks = nn.ModuleList([StageSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                block = StageSequential(ResBlock(width, emb, mult * model_channels, dropout))
+                block = StageSequential(res_block(width, out_channels=mult * model_channels))
                 width = mult * model_channels
                 if downsampling in attention_resolutions:
                     block.append(attention(width))
@@ -192,9 +189,9 @@ class EncoderUNetModelWT(nn.Module):
         feature_widths.append(width)
 
         self.middle_block = StageSequential(
-            ResBlock(width, emb, width, dropout), attention(width), ResBlock(width, emb, width, dropout)
+            res_block(width, out_channels=width), attention(width), res_block(width, out_channels=width)
         )
-        self.fea_tran = nn.ModuleList(ResBlock(w, emb, out_channels, dropout) for w in feature_widths)
+        self.fea_tran = nn.ModuleList(res_block(w, out_channels=out_channels) for w in feature_widths)
         regroup(self, norm_groups)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> dict[str, Tensor]:

@@ -29,7 +29,9 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, width) -> (B, L, width)."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, L, width / heads)
+        q, k, v = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1).permute(
+            2, 0, 3, 1, 4
+        )  # each (B, heads, L, width / heads)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 

@@ -11,7 +11,7 @@ from basicsr.metrics.measure import measure
 from basicsr.utils import checks
 from basicsr.utils.ranges import from_pm1
 from basicsr.utils.rng import torch_rng
-from ldm.evaluation.restore import sample_frames
+from ldm.evaluation.measure.restore import sample_frames
 from ldm.training.callbacks.isolated import isolated
 
 LOGGED = ("psnr_y", "ssim_y", "edge_f1", "edge_psnr")

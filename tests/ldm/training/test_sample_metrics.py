@@ -7,7 +7,7 @@ import pytest
 from tiny_run import write_tiny_run
 
 from basicsr.utils.errors import UserError
-from ldm.evaluation.runs import open_runs, select_checkpoints
+from ldm.evaluation.measure.runs import open_runs, select_checkpoints
 from ldm.training.callbacks.sample_metrics import SampleMetrics
 from ldm.training.loggers import read_metrics
 from main import main

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from basicsr.utils.errors import UserError
-from ldm.evaluation.runs import Checkpoint, Run, read_checkpoint
+from ldm.evaluation.measure.runs import Checkpoint, TrainedRun, read_checkpoint
 from ldm.inference.networks import Networks
 from ldm.inference.picture import Picture
 from ldm.inference.pipeline import Upscaler
@@ -15,7 +15,7 @@ from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.sampling import Sampling
 
 
-def load_networks(run: Run, checkpoint: Checkpoint, device: torch.device) -> Networks:
+def load_networks(run: TrainedRun, checkpoint: Checkpoint, device: torch.device) -> Networks:
     """The run's model with a checkpoint's weights, in evaluation mode.
 
     Raises:

@@ -12,9 +12,13 @@ import torch
 from tqdm import tqdm
 
 from basicsr.metrics.measure import Lpips
-from basicsr.utils.errors import UserError
-from ldm.evaluation.records import Record
-from ldm.evaluation.restore import load_networks
+from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.files import OutputError
+from ldm.evaluation.measure.pictures import usable
+from ldm.evaluation.measure.records import Record
+from ldm.evaluation.measure.restore import load_networks
+from ldm.evaluation.measure.sources import Folder, Trained
+from ldm.inference.networks import Networks
 
 # Tells of one picture that is done (None) or of a checkpoint that cannot be used (why).
 News = Callable[[str | None], None]
@@ -28,7 +32,7 @@ def choose_devices(count: int) -> list[str]:
     """
     gpus = torch.cuda.device_count()
     if count < 1 or (gpus and count > gpus):
-        raise UserError(f"--devices {count}: give 1 {f'to {gpus}, the number of GPUs' if gpus else 'or more'}")
+        raise FieldError("devices", f"is {count}: give 1 {f'to {gpus}, the number of GPUs' if gpus else 'or more'}")
     return [f"cuda:{index}" for index in range(count)] if gpus else ["cpu"] * count
 
 
@@ -67,28 +71,32 @@ def compute(missing: Sequence[Record], devices: Sequence[str]) -> list[str]:
 def _work(records: Sequence[Record], device: str, news: News) -> None:
     """Restore and measure these records, which are sorted by checkpoint."""
     lpips = Lpips() if records and records[0].settings.lpips else None
-    loaded, networks, spoilt = None, None, None
+    loaded: Trained | None = None
+    networks: Networks | None = None
+    spoilt: Trained | None = None
     for record in records:
-        if record.checkpoint == spoilt:
+        source = record.source
+        if source == spoilt:
             continue
-        if not record.restored.exists():
-            if loaded != record.checkpoint:
+        missing = not isinstance(source, Folder) and not usable(record.restored)
+        try:
+            if missing and isinstance(source, Trained) and source != loaded:
                 networks = None  # the memory of the one before is needed
-                try:
-                    networks = load_networks(record.run, record.checkpoint, torch.device(device))
-                except UserError as error:
-                    spoilt = record.checkpoint
-                    news(str(error))
-                    continue
-                loaded = record.checkpoint
-            assert networks is not None
-            try:
-                record.restore(networks)
-            except UserError as error:
-                news(f"{record.picture.gt}: {error}")
-                continue
-        record.measure(lpips)
-        news(None)
+                spoilt = source  # unless it loads
+                networks = load_networks(source.run, source.checkpoint, torch.device(device))
+                loaded, spoilt = source, None
+        except UserError as error:
+            news(str(error))
+            continue
+        try:
+            if missing:
+                record.restore(networks if isinstance(source, Trained) else None)
+            record.measure(lpips)
+            news(None)
+        except OutputError:
+            raise
+        except UserError as error:
+            news(f"{record.picture.gt}: {error}")
 
 
 def _share(missing: Sequence[Record], devices: Sequence[str], news: News) -> None:

@@ -2,14 +2,14 @@
 
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.files import digest
 from ldm.config import Config, load_config
-from ldm.training.run_folder import RunFolder, checkpoint_outline
+from ldm.run_folder import RunFolder, checkpoint_outline
 
 SELECTIONS = "all, last, best or every:N"
 
@@ -24,7 +24,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A run's folder and the newest config in it."""
 
     folder: Path
@@ -56,26 +56,28 @@ class Run:
         return int(self.config.get("lightning.trainer.max_steps", -1))
 
 
-def open_runs(folders: list[str]) -> list[Run]:
+def open_runs(folders: Sequence[str]) -> list[TrainedRun]:
     """The runs in these folders.
 
     Raises:
         UserError: a folder that is not there, is no run's, or is called like another one.
     """
-    runs: list[Run] = []
+    runs: list[TrainedRun] = []
     for given in folders:
         folder = RunFolder(Path(given).resolve())
         if not folder.path.is_dir():
-            raise UserError(f"--run {given}: there is no such folder; give a run's, such as logs/2026-01-31T12-00-00_A")
+            raise FieldError(
+                "run", f"{given}: there is no such folder; give a run's, such as logs/2026-01-31T12-00-00_A"
+            )
         if not folder.configs():
-            raise UserError(f"--run {given}: {folder.path / 'configs'} holds no config, so this is no run's folder")
+            raise FieldError("run", f"{given}: {folder.path / 'configs'} holds no config, so this is no run's folder")
         if folder.path.name in [run.name for run in runs]:
-            raise UserError(f"--run {given}: another run is called {folder.path.name} too; rename one of the folders")
-        runs.append(Run(folder.path, load_config([folder.saved_config()])))
+            raise FieldError("run", f"{given}: another run is called {folder.path.name} too; rename one of the folders")
+        runs.append(TrainedRun(folder.path, load_config([folder.saved_config()])))
     return runs
 
 
-def select_checkpoints(run: Run, which: str) -> tuple[list[Checkpoint], list[str]]:
+def select_checkpoints(run: TrainedRun, which: str) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints that `which` (see `SELECTIONS`) means, by step, and a line for each that cannot be read.
 
     `every:N` counts back from the newest. Of several files at one step, such as last.ckpt and step000100.ckpt, one that
@@ -86,7 +88,7 @@ def select_checkpoints(run: Run, which: str) -> tuple[list[Checkpoint], list[str
     """
     every = re.fullmatch(r"every:([1-9]\d*)", which)
     if which not in ("all", "last", "best") and not every:
-        raise UserError(f"--checkpoints {which}: give {SELECTIONS}")
+        raise FieldError("checkpoints", f"is {which!r}: give {SELECTIONS}")
     found, unreadable = _by_step(run.checkpoints)
     if which == "best" and found:
         found = [_best(run, found)]
@@ -112,19 +114,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not whole:
         raise UserError(f"{path} is being written right now")
     if "state_dict" not in outline or "global_step" not in outline:
-        raise UserError(f"{path} is no checkpoint of a training run")
+        raise UserError(f"{path} is not a checkpoint of a training run")
     return Checkpoint(path, int(outline["global_step"]), before)
-
-
-def digest(*parts: Any) -> str:
-    """32 hexadecimal digits that stand for these parts."""
-    return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def _identity(path: Path) -> str:
     """From the table at a checkpoint's end, which holds name, size and CRC-32 of every tensor: quick for gigabytes."""
     with zipfile.ZipFile(path) as archive:
-        return digest([(entry.filename.partition("/")[2], entry.file_size, entry.CRC) for entry in archive.infolist()])
+        entries = [(each.filename.partition("/")[2], each.file_size, each.CRC) for each in archive.infolist()]
+    return digest(repr(entries))
 
 
 def _by_step(folder: Path) -> tuple[list[Checkpoint], list[str]]:
@@ -140,15 +138,16 @@ def _by_step(folder: Path) -> tuple[list[Checkpoint], list[str]]:
     return [found[step] for step in sorted(found)], unreadable
 
 
-def _best(run: Run, found: list[Checkpoint]) -> Checkpoint:
+def _best(run: TrainedRun, found: list[Checkpoint]) -> Checkpoint:
     """What the newest checkpoint remembers as ModelCheckpoint's best."""
     for state in checkpoint_outline(found[-1].path).get("callbacks", {}).values():
         if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):
             name = Path(state["best_model_path"]).name  # the run's folder may have been moved
             if best := [checkpoint for checkpoint in found if checkpoint.path.name == name]:
                 return best[0]
-            raise UserError(f"--checkpoints best: {run.checkpoints / name}, the best by {state['monitor']}, is gone")
-    raise UserError(
-        f"--checkpoints best: {run.name} monitors no metric while training; set "
-        "lightning.modelcheckpoint.params.monitor (such as val/edge_f1, mode max) there, or evaluate all"
+            raise FieldError("checkpoints", f"best: {run.checkpoints / name}, the best by {state['monitor']}, is gone")
+    raise FieldError(
+        "checkpoints",
+        f"best: {run.name} monitors no metric while training; set "
+        "lightning.modelcheckpoint.params.monitor (such as val/edge_f1, mode max) there, or evaluate all",
     )

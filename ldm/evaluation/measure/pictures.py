@@ -1,9 +1,8 @@
 """The pictures of an evaluation: true ones, and degraded ones that are given or made, the same for every checkpoint."""
 
-import os
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +15,25 @@ from tqdm import tqdm
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
 from basicsr.data.kernels import draw_final_sinc, draw_kernel
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.files import digest, whole_file
 from basicsr.utils.img_util import as_01, find_pictures, read_rgb
+from basicsr.utils.ranges import to_u8
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.config import Config
-from ldm.evaluation.runs import digest
 from ldm.inference.pipeline import MIN_SIDE
 from ldm.util import instantiate_from_config
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Picture:
-    """A true picture and its degraded partner."""
+class PicturePair:
+    """A true picture and its degraded partner, which an evaluation of nothing but restored pictures has not."""
 
     name: str  # path below its folder, without suffix
     gt: Path
-    lq: Path
+    lq: Path | None
     gt_identity: str
     lq_identity: str
 
@@ -44,25 +46,37 @@ class Frames:
     gt_01: Tensor
 
 
-def given_pictures(data: str, lq_folder: str, sf: int) -> tuple[list[Picture], list[str]]:
+def true_pictures(data: str) -> tuple[list[PicturePair], list[str]]:
+    """The pictures below `data`, without partners, and what is left out.
+
+    Raises:
+        UserError: a missing folder or no picture.
+    """
+    readable, left_out = _readable(data)
+    pictures = [PicturePair(name, gt, None, file_identity(gt), "") for name, gt in readable.items()]
+    return _some(pictures, data, left_out), left_out
+
+
+def given_pictures(data: str, lq_folder: str, sf: int) -> tuple[list[PicturePair], list[str]]:
     """The pictures below `data` with their partners of the same name below `lq_folder`, and what is left out.
 
     Raises:
         UserError: a missing folder, no picture, a picture without a partner, or a partner of another size.
     """
-    partners = _by_name(lq_folder, "--lq")
+    partners = pictures_by_name(lq_folder, "lq")
     readable, left_out = _readable(data)
     missing = [name for name in readable if name not in partners]
     if missing:
-        raise UserError(
-            f"--lq {lq_folder}: {len(missing)} of {len(readable)} pictures have no partner there, the first is "
-            f"{missing[0]!r}; give each the name that it has in {data}"
+        raise FieldError(
+            "lq",
+            f"{lq_folder}: {len(missing)} of {len(readable)} pictures have no partner there, the first is "
+            f"{missing[0]!r}; give each the name that it has in {data}",
         )
     pictures = []
     for name, gt in readable.items():
-        picture = Picture(name, gt, partners[name], file_identity(gt), file_identity(partners[name]))
+        picture = PicturePair(name, gt, partners[name], file_identity(gt), file_identity(partners[name]))
         try:
-            read_rgb(picture.lq)
+            read_rgb(partners[name])
         except UserError as error:
             left_out.append(str(error))
             continue
@@ -71,7 +85,7 @@ def given_pictures(data: str, lq_folder: str, sf: int) -> tuple[list[Picture], l
     return _some(pictures, data, left_out), left_out
 
 
-def made_pictures(data: str, config: Config, seed: int, folder: Path) -> tuple[list[Picture], list[str]]:
+def made_pictures(data: str, config: Config, seed: int, folder: Path) -> tuple[list[PicturePair], list[str]]:
     """The pictures below `data` with partners that a run's degradation makes, kept in `folder`; and what is left out.
 
     Kernels, noise and all other choices are functions of the seed and the picture's name. Two things differ from
@@ -88,21 +102,24 @@ def made_pictures(data: str, config: Config, seed: int, folder: Path) -> tuple[l
     recipe = (options, config.get("sf", 4), kernels.kernel_options, kernels.final_sinc_prob, seed)
     pictures = []
     for name, gt in tqdm(readable.items(), desc="degraded pictures", leave=False, disable=None):
-        identity = digest(recipe, name, file_identity(gt))
+        identity = digest(repr(recipe), name, file_identity(gt))
         lq = folder / f"{name}-{identity[:8]}.png"
-        if not lq.exists():
+        if not usable(lq):
             save_picture(_degraded(read_tensor(gt), name, pipeline, kernels, seed), lq)
-        pictures.append(Picture(name, gt, lq, file_identity(gt), identity))
+        pictures.append(PicturePair(name, gt, lq, file_identity(gt), identity))
     return _some(pictures, data, left_out), left_out
 
 
-def read_frames(picture: Picture, sf: int) -> Frames:
+def read_frames(picture: PicturePair, sf: int) -> Frames:
     """A pair's pixels. An LQ of 1/sf of the size is enlarged (bicubic); GT loses the rows and columns beyond it.
+
+    Where there is no LQ, GT whole stands for both.
 
     Raises:
         UserError: the sizes do not belong together.
     """
-    gt, lq = read_tensor(picture.gt), read_tensor(picture.lq)
+    gt = read_tensor(picture.gt)
+    lq = gt if picture.lq is None else read_tensor(picture.lq)
     (height, width), (h, w) = gt.shape[-2:], lq.shape[-2:]
     if (h, w) == (height, width):
         return Frames(lq, gt)
@@ -122,51 +139,61 @@ def read_tensor(path: Path) -> Tensor:
 
 def save_picture(img_01: Tensor, path: Path) -> None:
     """(3, H, W) in [0, 1] as an 8-bit PNG, which appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    pixels = (img_01.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(draft, format="PNG")
-    draft.replace(path)
+    with whole_file(path) as draft:
+        Image.fromarray(to_u8(img_01).permute(1, 2, 0).numpy()).save(draft, format="PNG")
 
 
-def check_border(pictures: Sequence[Picture], border: int) -> None:
-    """Raise UserError where cutting `border` pixels off every side leaves less than 8 of a picture."""
+def usable(path: Path) -> bool:
+    """Whether a picture that was made here is there and whole; a line is said of one that is damaged."""
+    if not path.exists():
+        return False
+    try:
+        read_rgb(path)
+    except UserError:
+        log.warning("%s is damaged: it is made again", path)
+        return False
+    return True
+
+
+def check_border(pictures: Sequence[PicturePair], border: int) -> None:
+    """Raise FieldError where cutting `border` pixels off every side leaves less than 8 of a picture."""
     for picture in pictures:
         with Image.open(picture.gt) as image:
             least = min(image.size)
         if least - 2 * border < MIN_SIDE:
-            raise UserError(
-                f"--border {border} leaves too little of {picture.gt}, whose shorter side has {least} "
-                f"pixels: give at most {(least - MIN_SIDE) // 2}"
+            raise FieldError(
+                "border",
+                f"is {border}, which leaves too little of {picture.gt}, whose shorter side has {least} "
+                f"pixels: give at most {(least - MIN_SIDE) // 2}",
             )
 
 
 def file_identity(path: Path) -> str:
     """Of a file's bytes."""
-    with path.open("rb") as file:
-        content = blake2b(digest_size=16)
-        while block := file.read(1 << 20):
-            content.update(block)
-    return content.hexdigest()
+    return digest(path.read_bytes())
 
 
-def _by_name(folder: str, option: str) -> dict[str, Path]:
-    """The pictures below a folder by their names."""
+def pictures_by_name(folder: str, field: str) -> dict[str, Path]:
+    """The pictures below a folder by their names: paths below it, without suffix.
+
+    Raises:
+        FieldError: a missing folder, no picture in it, or two of one name; `field` is what the folder was given for.
+    """
     found: dict[str, Path] = {}
-    for path in find_pictures(folder, name=option):
+    for path in find_pictures(folder, name=field):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            raise UserError(f"{option} {folder}: {found[name].name} and {path.name} have one name; rename one of them")
+            raise FieldError(field, f"{folder}: {found[name].name} and {path.name} have one name; rename one of them")
         found[name] = path
     if not found:
-        raise UserError(f"{option} {folder}: there is no picture in it")
+        raise FieldError(field, f"{folder}: there is no picture in it")
     return found
 
 
 def _readable(data: str) -> tuple[dict[str, Path], list[str]]:
     """The pictures below `data` that can be read, by name, and a line for each that cannot."""
     readable, left_out = {}, []
-    for name, path in _by_name(data, "--data").items():
+    for name, path in pictures_by_name(data, "data").items():
         try:
             height, width = read_rgb(path).shape[:2]
             if min(height, width) < MIN_SIDE:
@@ -177,9 +204,9 @@ def _readable(data: str) -> tuple[dict[str, Path], list[str]]:
     return readable, left_out
 
 
-def _some(pictures: list[Picture], data: str, left_out: Sequence[str]) -> list[Picture]:
+def _some(pictures: list[PicturePair], data: str, left_out: Sequence[str]) -> list[PicturePair]:
     if not pictures:
-        raise UserError(f"--data {data}: no picture can be evaluated; {left_out[0]}")
+        raise FieldError("data", f"{data}: no picture can be evaluated; {left_out[0]}")
     return pictures
 
 
@@ -189,7 +216,7 @@ def _kernel_source(config: Config, data: str) -> RealESRGANDataset:
     others = {"gt_path": data, "meta_info": None, "face_gt_path": None, "image_type": None, "skip_small": False}
     dataset = instantiate_from_config({**block, "params": {**(block.get("params") or {}), **others}})
     if not isinstance(dataset, RealESRGANDataset):
-        raise UserError(f"{block['target']} draws no kernels to degrade pictures with: give degraded ones with --lq")
+        raise FieldError("lq", f"is missing: {block['target']} draws no kernels to degrade pictures with")
     return dataset
 
 
