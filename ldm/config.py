@@ -109,7 +109,7 @@ def check_config(config: Config, *, trainer: Build, modelcheckpoint: Build, trus
     problems += _block_problems(config, ("lightning", "trainer"), trainer, "Trainer")
     problems += _block_problems(config, ("lightning", "modelcheckpoint", "params"), modelcheckpoint, "ModelCheckpoint")
     for path, node in _targets(config.values, ()):
-        problems += _target_problems(config, path, node, trust)
+        problems += _target_problems(config, path, node, trust=trust)
     if problems:
         raise UserError("\n".join(map(str, problems)))
 
@@ -257,7 +257,7 @@ def _block_problems(config: Config, path: KeyPath, build: Build, name: str) -> I
         block = rest
 
 
-def _target_problems(config: Config, path: KeyPath, node: Mapping[str, Any], trust: bool) -> Iterator[UserError]:
+def _target_problems(config: Config, path: KeyPath, node: Mapping[str, Any], *, trust: bool) -> Iterator[UserError]:
     """What is wrong with one `{target, params}`."""
     allowed = {"target", "params"} | ({"base_learning_rate"} if path == ("model",) else set())
     for key in node:

@@ -97,7 +97,7 @@ def test_a_resumed_run_is_the_straight_one(here: Path, first: int) -> None:
     assert train("-n", "parted", "--max_steps", str(first)) == 0
     straight, parted = (next((here / "logs").glob(f"*_{name}")) for name in ("straight", "parted"))
     assert main(["--resume", str(parted), "--max_steps", "6"]) == 0
-    columns = [key for key in read_metrics(straight / "metrics.csv")[0]]
+    columns = list(read_metrics(straight / "metrics.csv")[0])
     losses = [
         [tuple(row.get(key) for key in columns) for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
         for run in (straight, parted)

@@ -110,7 +110,7 @@ def checkpoint_arguments(config: Config, folder: RunFolder) -> dict[str, Any]:
     return arguments
 
 
-def build_data(config: Config, settings: RunSettings, block: str, set_up: bool = True) -> DataModuleFromConfig:
+def build_data(config: Config, settings: RunSettings, block: str, *, set_up: bool = True) -> DataModuleFromConfig:
     """The data module of a top-level block, with what it needs from elsewhere in the config, and its data sets."""
 
     def name(field: str) -> str:

@@ -27,10 +27,10 @@ EDGE_LOSS = "edge_loss_weight"
 VALIDATION_KEYS = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")
 
 
-def check(run: Run, trust: bool) -> int:
+def check(run: Run, *, trust: bool) -> int:
     """Tell all problems of a run's config, and what it would train; returns the exit status, 2 where there are any."""
     logging.getLogger("ldm.models").setLevel(logging.ERROR)  # what is built here is not what will be trained
-    problems = list(dict.fromkeys(all_problems(run, trust)))
+    problems = list(dict.fromkeys(all_problems(run, trust=trust)))
     for problem in problems:
         log.error("error: %s", problem)
     for name, value in summary(run.config):
@@ -39,7 +39,7 @@ def check(run: Run, trust: bool) -> int:
     return 2 if problems else 0
 
 
-def all_problems(run: Run, trust: bool) -> Iterator[str]:
+def all_problems(run: Run, *, trust: bool) -> Iterator[str]:
     """A line for each. What is built is built without values (on PyTorch's meta device), and only where keys fit."""
     config = run.config
     keys = _told(lambda: check_config(config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint, trust=trust))
@@ -200,9 +200,9 @@ def _trainer(config: Config) -> pl.Trainer:
     return pl.Trainer(**trainer_arguments(config), logger=False)
 
 
-def _data(config: Config, run: Run, block: str, set_up: bool) -> DataModuleFromConfig:
+def _data(config: Config, run: Run, block: str, *, set_up: bool) -> DataModuleFromConfig:
     """The data module of a block, with its data sets where their files are there."""
-    data = build_data(config, run.settings, block, set_up)
+    data = build_data(config, run.settings, block, set_up=set_up)
     return data
 
 

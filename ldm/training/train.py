@@ -42,7 +42,7 @@ def train(options: Options) -> int:
     try:
         run = begin(options)
         if options.check:
-            return check(run, options.trust_config)
+            return check(run, trust=options.trust_config)
         if 0 <= run.config.get("lightning.trainer.max_steps", -1) <= run.step and run.checkpoint:
             done = f"{run.checkpoint} stands at step {run.step}, the last of this run: pass a higher --max_steps"
             if options.resume == "auto":
