@@ -215,7 +215,7 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--base", "tiny.yaml", "--scale_lr", "perhaps"], "neither true nor false"),
         (["--base", "tiny.yaml", "model.params.edge_loss_wieght=1"], "did you mean 'edge_loss_weight'?"),
         (["--base", "tiny.yaml", "model.params.edge_loss_weight=auto:no"], "auto:FRACTION"),
-        (["--base", "tiny.yaml", "model.params.edge_crop_by=edges"], "there is no window: set model.params.edge_crop"),
+        (["--base", "tiny.yaml", "model.params.edge_crop_by=edges"], "there is no window: set edge_crop"),
         (["--base", "tiny.yaml", "data.params.batch_size=9"], "takes 9 pictures and the training set has 4"),
         (["--base", "tiny.yaml", "data.params.batch_size=4"], "size=2 is no multiple of data.params.batch_size=4"),
         (["--base", "tiny.yaml", "model.base_learning_rate=0"], "must be a number above 0"),

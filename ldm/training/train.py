@@ -43,7 +43,8 @@ def train(options: Options) -> int:
         run = begin(options)
         if options.check:
             return check(run, trust=options.trust_config)
-        if 0 <= run.config.get("lightning.trainer.max_steps", -1) <= run.step and run.checkpoint:
+        last = run.config.get("lightning.trainer.max_steps", -1)
+        if run.checkpoint and isinstance(last, int) and 0 <= last <= run.step:
             done = f"{run.checkpoint} stands at step {run.step}, the last of this run: pass a higher --max_steps"
             if options.resume == "auto":
                 log.info("nothing to do: %s", done)
