@@ -28,6 +28,7 @@ _UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModelDualcondV2"
 _STRUCTURE = "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModelWT"
 _CFW = "ldm.models.autoencoder.AutoencoderKLResi"
 _TEXT = "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"
+_FACES = "basicsr.data.ffhq_degradation_dataset.FFHQDegradationDataset"
 
 # Read by nobody, or not here: the data side looks up use_usm and random_size; precision is the trainer's matter.
 IGNORED: Mapping[str, Collection[str]] = {
@@ -39,6 +40,7 @@ IGNORED: Mapping[str, Collection[str]] = {
     _STRUCTURE: ("image_size", "num_heads_upsample", "use_fp16"),
     _CFW: ("colorize_nlabels", "use_usm"),
     _TEXT: ("version",),
+    _FACES: ("component_path", "eye_enlarge_ratio"),  # of crop_components
 }  # fmt: skip
 
 _BLOCKS_OF_CONVOLUTIONS = {
@@ -51,6 +53,7 @@ FIXED: Mapping[str, Mapping[str, Any]] = {
         _STAGE_1, {"conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None}
     ),
     _CFW: {"synthesis_data": False},
+    _FACES: {"crop_components": False},
     _UNET: {**_BLOCKS_OF_CONVOLUTIONS, "use_spatial_transformer": True},
     _STRUCTURE: _BLOCKS_OF_CONVOLUTIONS,
 }
