@@ -53,14 +53,20 @@ def run(args: argparse.Namespace) -> int:
     """Check what can be checked at once, load the networks, upscale."""
     names = {field.name for field in fields(UpscaleSettings)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    if args.reference_range:
+        given["reference_range"] = tuple(args.reference_range)
     settings = replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)
 
     # Only now, so that --help and mistakes in the flags need not wait for torch.
     from ldm.inference.folder import FileOptions, check_output, list_tasks, upscale_files
     from ldm.inference.pipeline import Upscaler
+    from ldm.inference.references import references_of
 
     options = FileOptions(args.bits, args.save_edges, args.compare, args.overwrite, args.max_pixels)
     tasks = list_tasks(args.input, args.output)
+    if args.reference is not None:
+        found = references_of([task.source for task in tasks], args.input, args.reference)
+        tasks = [replace(task, reference=file) for task, file in zip(tasks, found, strict=True)]
     check_output(args.output)
     upscaler = Upscaler.from_checkpoint(
         args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=args.device, precision=args.precision
@@ -111,6 +117,7 @@ def make_parser() -> OneLineParser:
     _add_files(parser.add_argument_group("files"))
     add_model(parser.add_argument_group("model"))
     _add_settings(parser.add_argument_group("settings"))
+    _add_reference(parser.add_argument_group("reference, for aligned faces"))
     return parser
 
 
@@ -194,6 +201,26 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         help=f"tiles, or small pictures, that go through the network at once {default('batch')}",
     )
     add("--seed", type=int, metavar="N", help=f"same seed, same result {default('seed')}")
+
+
+def _add_reference(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--reference",
+        type=some_path,
+        metavar="FOLDER|FILE",
+        help="pictures of the same faces, aligned alike, by the inputs' names: results are drawn towards them",
+    )
+    rate, steps, (first, last) = DEFAULTS.reference_rate, DEFAULTS.reference_steps, DEFAULTS.reference_range
+    add("--reference_rate", type=float, metavar="X", help=f"of a gradient step; 0.5 is all the way (default: {rate})")
+    add("--reference_steps", type=int, metavar="N", help=f"gradient steps at each sampling step (default: {steps})")
+    add(
+        "--reference_range",
+        type=int,
+        nargs=2,
+        metavar=("T", "T"),
+        help=f"between which steps of 0 to 999, whatever --steps is (default: {first} {last})",
+    )
 
 
 def _tile(word: str) -> int | str:

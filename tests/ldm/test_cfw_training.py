@@ -210,9 +210,9 @@ def test_a_scaled_loss_gives_the_same_steps_and_an_overflow_lowers_the_scale(ove
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**10)):
         model = cfw()
         if overflow and scaler is not None:
-            seen: list[int] = []
             parameter = next(p for name, p in model.named_parameters() if "fusion_layer" in name)
-            parameter.register_hook(lambda g: g * (1.0 if seen else seen.append(1) or float("inf")))  # noqa: B023
+            factors = iter([float("inf"), 1.0, 1.0])
+            parameter.register_hook(lambda gradient, factors=factors: gradient * next(factors))
         before = weights(model)
         plugins = [] if scaler is None else [MixedPrecision("16-mixed", "cpu", scaler)]
         for plugin in plugins:  # the networks' own numbers stay in 32 bits

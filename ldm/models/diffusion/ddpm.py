@@ -391,5 +391,12 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
             canvas = tiled(denoise, z_lq, tiling)
         x_T = initial_latent(z_lq, betas, noise) if x_T is None else x_T
         return SAMPLERS[sampling.sampler](
-            canvas, x_T, betas, sampling, parameterization=self.parameterization, noise=noise, progress=progress
+            canvas,
+            x_T,
+            betas,
+            sampling,
+            parameterization=self.parameterization,
+            noise=noise,
+            progress=progress,
+            correct=guidance.correct,
         )

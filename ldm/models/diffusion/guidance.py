@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from basicsr.utils.errors import FieldError
+from ldm.models.diffusion.reference import Correction
 from ldm.models.diffusion.tiling import StructuredDenoiser
 
 
@@ -22,6 +23,7 @@ class Guidance:
     context: Tensor
     uncond: Tensor | None = None
     scale: float = 1.0
+    correct: Correction | None = None  # of the predicted clean latents; see `reference`
 
     def __post_init__(self) -> None:
         if self.scale != 1 and self.uncond is None:
