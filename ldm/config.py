@@ -46,7 +46,10 @@ class Config:
         return COMMAND_LINE
 
     def get(self, dotted: str, default: Any = None) -> Any:
-        """The value at a path such as "data.params.batch_size", or `default` where it is absent or null."""
+        """The value at a path such as "data.params.batch_size", or `default` where it is absent or null.
+
+        A number is a list's place, as in "data.params.train.params.sets.0".
+        """
         node: Any = self.values
         for key in dotted.split("."):
             inside = _children(node)
