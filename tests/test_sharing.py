@@ -101,13 +101,13 @@ def wait(until: Callable[[], bool], seconds: float = 60) -> bool:
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_a_killed_process_takes_the_others_along_and_the_rest_is_made_later(which: str, here: Path) -> None:
     output = here / f"cfw-{which}"
-    words = ("--input", "pictures", "--repeats", "6", "--steps", "60", "--batch", "1", "--workers", "0")
+    words = ("--input", "pictures", "--repeats", "3", "--steps", "30", "--batch", "1", "--workers", "0")
     whole = here / "cfw-whole"
     if not whole.exists():
         assert run(here, "generate_cfw_data", *words, "--output", str(whole)).returncode == 0
     arguments = command(here, "generate_cfw_data", *words, "--output", str(output), "--devices", "2")
     with subprocess.Popen(arguments, cwd=here, env=ALONE, stderr=subprocess.DEVNULL) as first:
-        assert wait(lambda: len(list(output.glob("samples/*"))) >= 3)
+        assert wait(lambda: len(list(output.glob("samples/*"))) >= 2)
         others = children(first.pid)
         assert others
         os.kill(first.pid if which == "first" else min(others), signal.SIGKILL)

@@ -50,7 +50,6 @@ class Counts:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     configure_logging("ldm.inference")
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         with fields_named(lambda field: f"--{field}"):
             return run(make_parser().parse_args(argv))

@@ -11,6 +11,7 @@ must be a function of the job alone; then nothing depends on who does it. Where 
 within seconds.
 """
 
+import logging
 import os
 import threading
 import time
@@ -64,6 +65,7 @@ class Team:
         started_elsewhere = SLURMEnvironment.detect() or TorchElasticEnvironment.detect()
         if count * nodes == 1 and not started_elsewhere:
             return cls(0, 1, torch.device(("cuda" if gpus else "cpu") if device == "auto" else device))
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         fabric = Fabric(
             accelerator="cuda" if gpus else "cpu",
             devices=count,
