@@ -159,7 +159,7 @@ def test_a_pass_over_test_data(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert re.search("no test pass: .*gone", capsys.readouterr().out)
 
 
-def run_command(words: list[str]) -> subprocess.Popen:
+def run_command(words: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         words,
         stdout=subprocess.PIPE,

@@ -27,7 +27,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 @pytest.fixture(scope="module")
 def face() -> steps.Picture:
     """(96, 80, 3) of a photograph, float32 in [0, 1]."""
-    photo = np.asarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
+    photo = np.asarray(skimage.data.astronaut())
     return photo[20:116, 180:260].astype(np.float32) / np.float32(255)
 
 
@@ -165,7 +165,7 @@ def test_a_value_that_cannot_be_is_named(key: str, value: object, faces: Path) -
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two faces of 64 pixels."""
     folder = tmp_path_factory.mktemp("faces")
-    photo = Image.fromarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
+    photo = Image.fromarray(skimage.data.astronaut())
     photo = photo.crop((180, 20, 308, 148)).resize((64, 64))
     photo.save(folder / "00000.png")
     photo.rotate(90).save(folder / "00001.png")

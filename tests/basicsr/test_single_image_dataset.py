@@ -11,7 +11,7 @@ from PIL import Image
 from basicsr.data.single_image_dataset import PARTS, SingleImageDataset, SingleImageNPDataset
 from basicsr.utils.errors import FieldError, UserError
 
-PHOTO: np.ndarray = skimage.data.astronaut()[:64, 180:244]  # type: ignore[no-untyped-call]
+PHOTO: np.ndarray = skimage.data.astronaut()[:64, 180:244]
 
 
 def write_samples(folder: Path, count: int = 3) -> None:

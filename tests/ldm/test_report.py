@@ -264,7 +264,7 @@ def test_a_report_that_is_damaged_anywhere_gets_one_line(tmp_path: Path) -> None
     content = json.loads((tmp_path / "report.json").read_text())
     refused = 0
     for path in list(places(content)):
-        for value in ({}, "x"):
+        for value in (dict[str, str](), "x"):
             spoilt = json.loads(json.dumps(content))
             *above, last = path
             node = spoilt
