@@ -111,3 +111,12 @@ def test_training_lowers_the_loss_on_a_picture(tmp_path: Path) -> None:
     assert after["psnr"] > before["psnr"] + 2
     assert {"train/loss", "train/mse", "train/kl", "train/psnr", "val/psnr"} <= set(run.callback_metrics)
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in vae.parameters())
+
+
+def test_keys_of_published_yamls_that_mean_nothing_here_are_taken() -> None:
+    config = {**CONFIG["first_stage"], "double_z": True}
+    published: dict[str, Any] = {"image_key": "image", "monitor": "val/rec_loss", "colorize_nlabels": None}
+    for cls in (AutoencoderKL, AutoencoderKLResi):
+        cls(ddconfig=config, lossconfig=NO_LOSS, embed_dim=4, **published)
+    with pytest.raises(UserError, match="double_z is False, which is not supported"):
+        tiny(AutoencoderKL, double_z=False)

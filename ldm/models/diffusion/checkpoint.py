@@ -106,7 +106,7 @@ def _read_archive(path: Path) -> object:
         ) from error
 
 
-def _load(path: Path, mmap: bool = False) -> object:
+def _load(path: Path, *, mmap: bool = False) -> object:
     if path.suffix != ".safetensors":
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     with path.open("rb") as file:  # PyTorch goes by the name, and maps no open file into memory

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
-from basicsr.utils.errors import FieldError
 from ldm.modules.diffusionmodules.util import group_norm, regroup, zero_init
 
 NORM_EPS = 1e-6
@@ -30,13 +29,8 @@ class DDConfig:
     attn_resolutions: Sequence[int] = ()
     in_channels: int = 3
     out_ch: int = 3
-    double_z: bool = True
     dropout: float = 0.0
     norm_groups: int = 32
-
-    def __post_init__(self) -> None:
-        if not self.double_z:
-            raise FieldError("double_z", "is false, which is not supported: the encoder gives mean and log variance")
 
     @property
     def downsampling(self) -> int:
