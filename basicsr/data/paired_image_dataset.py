@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_plain, shortened
 from basicsr.data.picture_lists import Folders, listed
-from basicsr.data.transforms import random_flips, reflect_pad
+from basicsr.data.transforms import epoch_and_index, random_flips, reflect_pad
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, fields_named
 from basicsr.utils.img_util import as_01, opened, read_rgb
@@ -116,9 +116,7 @@ class PairedImageDataset(Dataset[dict[str, Any]]):
             IndexError: draw is negative.
             UserError: a file cannot be read.
         """
-        if draw < 0:
-            raise IndexError(f"draw {draw} is negative")
-        epoch, index = divmod(int(draw), len(self))  # int: a NumPy integer would name other streams
+        epoch, index = epoch_and_index(draw, len(self))
         layers = self._window(self.pairs[index], numpy_rng("crop", self.seed, epoch, index))
         if self.gt_size is not None:
             layers = reflect_pad(layers, self.gt_size)[: self.gt_size, : self.gt_size]

@@ -46,8 +46,8 @@ def shortened(files: Sequence[object]) -> str:
 
 def check_plain(
     io_backend: Mapping[str, Any] | None,
-    mean: Normalisation | None,
-    std: Normalisation | None,
+    mean: Normalisation | None = None,
+    std: Normalisation | None = None,
     color: str | None = None,
 ) -> None:
     """See that keys which published YAMLs carry have the one value that is supported.

@@ -9,6 +9,7 @@ from pathlib import Path
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest
 from ldm.config import Config, load_config
+from ldm.modules.losses.edge_weight import EdgeWeight
 from ldm.run_folder import RunFolder, checkpoint_outline
 
 SELECTIONS = "all, last, best or every:N"
@@ -42,8 +43,8 @@ class TrainedRun:
     @property
     def edge_loss_weight(self) -> float | str:
         """A number, or `auto:FRACTION`."""
-        weight = self.config.get("model.params.edge_loss_weight", 0.0)
-        return weight if isinstance(weight, str) else float(weight)
+        weight = EdgeWeight.parse(self.config.get("model.params.edge_loss_weight", 0.0))
+        return str(weight) if weight.relative else weight.value
 
     @property
     def checkpoints(self) -> Path:

@@ -20,9 +20,8 @@ from ldm.modules.diffusionmodules.blocks import (
     ResBlock,
     ResBlockDual,
     StageSequential,
-    Upsample,
 )
-from ldm.modules.diffusionmodules.util import group_norm, regroup, timestep_embedding, zero_init
+from ldm.modules.diffusionmodules.util import Upsample, group_norm, regroup, timestep_embedding, zero_init
 from ldm.published import takes_published_keys
 
 
