@@ -277,7 +277,7 @@ def nothing() -> None:
         (nothing, ["--checkpoints", "every:0"], "--checkpoints is 'every:0': give all, last, best or every:N"),
         (nothing, ["--checkpoints", "best"], "--checkpoints best: plain monitors no metric while training; set"),
         (nothing, ["--data", "gone"], "--data is gone, which does not exist"),
-        (empty("data"), [], "--data data: there is no picture in it"),
+        (empty("data"), [], "--data has no .bmp, .jpeg, .jpg, .png, "),
         (nothing, ["--lq", "gone"], "--lq is gone, which does not exist"),
         (nothing, ["--out", "data"], "--out data holds other files: name a folder that is new"),
         (nothing, ["--out", "tiny.yaml"], "--out tiny.yaml is a file"),
@@ -288,7 +288,7 @@ def nothing() -> None:
         (nothing, ["--out", "/proc/none"], "--out /proc/none cannot be written"),
         (nothing, ["--pause", "-1"], "--pause is -1"),
         (nothing, ["--sampler", "euler"], "argument --sampler: invalid choice: 'euler'"),
-        (lambda: shutil.copy("data/cup0.png", "data/cup0.bmp"), [], "have one name; rename one of them"),
+        (lambda: shutil.copy("data/cup0.png", "data/cup0.bmp"), [], "one name must be one picture"),
     ],
 )
 def test_mistakes_get_one_line(

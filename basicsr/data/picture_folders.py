@@ -25,8 +25,6 @@ def by_name(field: str, folder: Path, suffixes: Collection[str] = PICTURE_SUFFIX
     Raises:
         FieldError: the folder, a value of `field`, is not there or has no picture, or has two of one name.
     """
-    if not folder.is_dir():
-        raise FieldError(field, f"is {str(folder)!r}: there is no such folder")
     found: dict[str, Path] = {}
     for path in find_pictures(folder, suffixes, field):
         name = path.relative_to(folder).with_suffix("").as_posix()
