@@ -271,7 +271,7 @@ def nothing() -> None:
     ("spoil", "more", "line"),
     [
         (nothing, ["--run", "runs/none"], "--run runs/none: there is no such folder; give a run's"),
-        (nothing, ["--run", "data"], "data/configs holds no config, so this is no run's folder"),
+        (nothing, ["--run", "data"], "data/configs holds no config: this is not a run's folder"),
         (nothing, ["--run", "runs/edge"], "another run is called edge too; rename one of the folders"),
         (empty("runs/edge/checkpoints"), [], "--run edge has no checkpoint in"),
         (nothing, ["--checkpoints", "every:0"], "--checkpoints is 'every:0': give all, last, best or every:N"),

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from basicsr.data.face_degradation import FaceDegradation
-from basicsr.data.picture_folders import Normalisation, by_name, check_plain
+from basicsr.data.picture_folders import Normalisation, by_name, check_fixed_keys
 from basicsr.data.picture_lists import suffixes_of
 from basicsr.data.transforms import epoch_and_index, random_crop, random_flips
 from basicsr.utils import checks
@@ -69,7 +69,7 @@ class FFHQDegradationDataset(Dataset[dict[str, Any]]):
         gt_gray: bool = False,
         seed: int = 23,
     ) -> None:
-        check_plain(io_backend, mean, std)
+        check_fixed_keys(io_backend, mean, std)
         self.side = checks.whole_number("out_size", out_size, 1)
         if crop_size is not None:
             self.side = checks.whole_number("crop_size", crop_size, 1)

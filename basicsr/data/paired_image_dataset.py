@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_plain, shortened
+from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_fixed_keys, shortened
 from basicsr.data.picture_lists import Folders, listed
 from basicsr.data.transforms import epoch_and_index, random_flips, reflect_pad
 from basicsr.utils import checks
@@ -81,7 +81,7 @@ class PairedImageDataset(Dataset[dict[str, Any]]):
         std: Normalisation | None = None,
         seed: int = 23,
     ) -> None:
-        check_plain(io_backend, mean, std)
+        check_fixed_keys(io_backend, mean, std)
         if phase not in PHASES:
             raise checks.unknown("phase", str(phase), PHASES)
         if "{}" not in filename_tmpl:

@@ -42,7 +42,7 @@ def shortened(files: Sequence[object]) -> str:
     return ", ".join(map(str, files[:_SHOWN])) + more
 
 
-def check_plain(
+def check_fixed_keys(
     io_backend: Mapping[str, Any] | None,
     mean: Normalisation | None = None,
     std: Normalisation | None = None,

@@ -158,7 +158,7 @@ def test(run: Run, model: pl.LightningModule, checkpoint: Path | None) -> None:
     params = {key: value for key, value in run.config.get("test_data.params", {}).items() if key != "train"}
     values = {**run.config.values, "test_data": {**run.config.values["test_data"], "params": params}}
     data = build_data(Config(values, run.config.sources), run.settings, "test_data")
-    # A trainer of its own, without loggers: these losses are no points of the validation curve.
+    # A trainer of its own, without loggers: these losses are not points of the validation curve.
     arguments = trainer_arguments(run.config) | {"enable_progress_bar": False, "enable_checkpointing": False}
     trainer = pl.Trainer(**arguments, logger=False, default_root_dir=run.folder.path, use_distributed_sampler=False)
     (losses,) = trainer.validate(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)

@@ -103,8 +103,8 @@ def test_colours_by_their_formulas(face: steps.Picture) -> None:
     np.testing.assert_allclose(
         steps.shifted(face, np.array([0.1, -0.1, 0])), np.clip(face + [0.1, -0.1, 0], 0, 1), atol=1e-5
     )
-    np.testing.assert_allclose(steps.hue_turned(face, 1 / 3), face[..., [2, 0, 1]], atol=1e-4)  # red becomes green
-    np.testing.assert_allclose(steps.hue_turned(face, 0.0), face, atol=1e-4)
+    np.testing.assert_allclose(steps.hue_shifted(face, 1 / 3), face[..., [2, 0, 1]], atol=1e-4)  # red becomes green
+    np.testing.assert_allclose(steps.hue_shifted(face, 0.0), face, atol=1e-4)
 
 
 def test_rounding_is_to_eight_bits() -> None:

@@ -145,7 +145,7 @@ def save_picture(img_01: Tensor, path: Path) -> None:
 
 
 def usable(path: Path) -> bool:
-    """Whether a picture that was made here is there and whole; a line is said of one that is damaged."""
+    """Whether a picture that was made here is there and intact; a line is said of one that is damaged."""
     if not path.exists():
         return False
     try:
