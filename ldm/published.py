@@ -52,6 +52,7 @@ FOLDED: Mapping[str, Mapping[str, tuple[str, str]]] = {
 BLOCKS: Mapping[str, Mapping[str, str]] = {
     _STAGE_1: {
         "edge": "ldm.modules.losses.edge_options.EdgeOptions",
+        "edge_condition": "ldm.models.diffusion.edge_condition.EdgeCondition",
         "loss": "ldm.models.diffusion.training_loss.TrainingLoss",
     },
 }

@@ -29,7 +29,7 @@ class Guidance:
 
 
 def guided_denoiser(unet: nn.Module, structure_encoder: nn.Module, guidance: Guidance) -> StructuredDenoiser:
-    """A denoiser of the U-Net, in the precision of its weights, steered by text and by the structure of the LQ latent.
+    """A denoiser of the U-Net, in the precision of its weights, steered by text and by the structure in z_struct.
 
     The structure is encoded once for both texts. Latents may come as several tiles of each of the B pictures, tile by
     tile.
@@ -37,8 +37,8 @@ def guided_denoiser(unet: nn.Module, structure_encoder: nn.Module, guidance: Gui
     dtype = next(unet.parameters()).dtype
     uncond = None if guidance.scale == 1 else guidance.uncond
 
-    def denoise(x: Tensor, t: Tensor, z_lq: Tensor) -> Tensor:
-        structure = structure_encoder(z_lq.to(dtype), t)
+    def denoise(x: Tensor, t: Tensor, z_struct: Tensor) -> Tensor:
+        structure = structure_encoder(z_struct.to(dtype), t)
 
         def predict(text: Tensor) -> Tensor:
             output: Tensor = unet(x.to(dtype), t, text.to(dtype).repeat(len(x) // len(text), 1, 1), structure)
