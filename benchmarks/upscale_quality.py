@@ -28,8 +28,9 @@ from basicsr.utils.grid import labelled_grid
 from basicsr.utils.img_util import read_rgb_01
 from basicsr.utils.rng import torch_rng
 from ldm.config import load_config
-from ldm.inference.networks import DEMO_CONFIG
-from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler
+from ldm.inference.networks import demo_files
+from ldm.inference.pipeline import Upscaler
+from ldm.inference.settings import DEMO_DEFAULTS
 from ldm.models.diffusion.tiling import tile_starts
 from scripts.demo_photos import write
 
@@ -127,7 +128,7 @@ def main() -> None:
         colorfix=args.colorfix,
     )
     upscaler = Upscaler.from_checkpoint(args.base, args.ckpt, settings=settings)
-    pairs = degraded(args.base or DEMO_CONFIG, args.photos / "validation")
+    pairs = degraded(args.base or demo_files()[0], args.photos / "validation")
     print(
         f"{settings.sampler}, {settings.steps} steps, start_t {settings.start_t}, colorfix {settings.colorfix}, seed "
         f"{settings.seed}"

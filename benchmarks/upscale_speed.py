@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from basicsr.utils.rng import torch_rng
 from benchmarks.memory import peak_rss
-from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks
+from ldm.inference.networks import Networks, demo_files
 from ldm.inference.picture import Picture
-from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler
+from ldm.inference.pipeline import Upscaler
+from ldm.inference.settings import DEMO_DEFAULTS
 from ldm.inference.tiled_vae import TiledAutoencoder
 from ldm.models.diffusion.process import Noisy, Process
 from ldm.models.diffusion.sampling import noise_of_pictures
@@ -120,8 +121,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", type=int, default=256, help="of the picture, pixels")
-    parser.add_argument("--base", default=DEMO_CONFIG)
-    parser.add_argument("--ckpt", default=DEMO_WEIGHTS)
+    parser.add_argument("--base", default=demo_files()[0])
+    parser.add_argument("--ckpt", default=demo_files()[1])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory_of", choices=VARIANTS, help="run this once and print its peak memory, in MB")
     args = parser.parse_args()

@@ -95,7 +95,7 @@ class AutoencoderKL(pl.LightningModule):
 
 
 class AutoencoderKLResi(AutoencoderKL):
-    """The stage-2 autoencoder with CFW: the decoder sees the encoder's features, weighted by `decoder.fusion_w`."""
+    """The stage-2 autoencoder with CFW: the decoder sees the encoder's features, weighted by `w` in [0, 1]."""
 
     decoder: FusionDecoder
 
@@ -111,6 +111,14 @@ class AutoencoderKLResi(AutoencoderKL):
         moments, features = self.encoder.forward_features(image_pm1)
         return DiagonalGaussianDistribution(self.quant_conv(moments)), features
 
-    def decode(self, z: Tensor, features: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
-        """Unscaled latents and encoder features to a picture, not clamped."""
-        return self.decoder.forward_fused(self.post_quant_conv(z), features)
+    def decode(  # type: ignore[override]
+        self, z: Tensor, features: Sequence[Tensor], w: float | None = None
+    ) -> Tensor:
+        """Unscaled latents and encoder features to a picture, not clamped.
+
+        Args:
+            z: (B, embed_dim, H/f, W/f).
+            features: of every level, fine to coarse, as `encode` returns them.
+            w: the features' weight, 0 (none) to 1; the decoder's own `fusion_w` by default.
+        """
+        return self.decoder.forward_fused(self.post_quant_conv(z), features, w)
