@@ -34,12 +34,8 @@ from ldm.models.build import build_model
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.models.diffusion.edge_term import EdgeTerm
 from ldm.modules.losses.edge_loss import EdgeLoss
-<<<<<<< HEAD
 from ldm.modules.losses.edge_options import EdgeOptions
 from ldm.modules.losses.edge_weight import EdgeWeight
-=======
-from ldm.modules.losses.edge_options import EdgeOptions, EdgeWeight
->>>>>>> inference
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both

@@ -17,19 +17,11 @@ class Command(NamedTuple):
 
 # To add a program, add its line.
 COMMANDS = {
-<<<<<<< HEAD
     "train": Command("ldm.training.cli", "train a model, or go on with a run"),
-    "upscale": Command("scripts.upscale", "make pictures larger and sharper"),
+    "upscale": Command("ldm.inference.cli", "make pictures larger and sharper"),
     "evaluate": Command("ldm.evaluation.measure.cli", "measure the checkpoints of runs"),
     "compare": Command("ldm.evaluation.report.cli", "compare the runs of a report"),
-    "app": Command("scripts.app", "serve a web page that upscales pictures"),
-=======
-    "train": Command("main", "train a model, or go on with a run"),
-    "upscale": Command("ldm.inference.cli", "make pictures larger and sharper"),
-    "evaluate": Command("scripts.evaluate", "measure the checkpoints of runs"),
-    "compare": Command("scripts.compare_runs", "compare the runs of a report"),
     "app": Command("ldm.inference.app", "serve a web page that upscales pictures"),
->>>>>>> inference
 }
 USAGE = "\n".join(
     [
