@@ -372,13 +372,15 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         *,
         tiling: Tiling | None = None,
         x_T: Tensor | None = None,
+        z_structure: Tensor | None = None,
         noise: Noise | None = None,
         progress: Progress = iter,
     ) -> Tensor:
         """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
 
-        x_T: the latent to start with, by default z_lq noised to the step where sampling starts. noise: shape -> the
-        noise of each step. tiling: None means the whole canvas at once.
+        z_structure: what the structure encoder sees (B, C, h, w), by default z_lq. x_T: the latent to start with, by
+        default z_lq noised to the step where sampling starts. noise: shape -> the noise of each step. tiling: None
+        means the whole canvas at once.
 
         Raises:
             UserError: a step count out of range, or tiles that overlap too much.
@@ -386,9 +388,10 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         noise = noise or self.noise()
         betas = truncated(self.betas_of_process, sampling.start_t)
         denoise = guided_denoiser(self.model.diffusion_model, self.structcond_stage_model, guidance)
-        canvas: Denoiser = lambda x, t: denoise(x, t, z_lq)  # noqa: E731
+        structure = guidance.canvas(z_lq if z_structure is None else z_structure)
+        canvas: Denoiser = lambda x, t: denoise(x, t, structure)  # noqa: E731
         if tiling is not None:
-            canvas = tiled(denoise, z_lq, tiling)
+            canvas = tiled(denoise, structure, tiling)
         x_T = initial_latent(z_lq, betas, noise) if x_T is None else x_T
         return SAMPLERS[sampling.sampler](
             canvas, x_T, betas, sampling, parameterization=self.parameterization, noise=noise, progress=progress
