@@ -33,7 +33,7 @@ def model() -> LatentDiffusionSRTextWT:
 
 def one_step(model: LatentDiffusionSRTextWT, guidance: Guidance, z: Tensor = WITH, **options: Any) -> Tensor:
     """x_0 after one ancestral step, which is affine in the network's output."""
-    return model.sample(Z_LQ, guidance, Sampling(1), x_T=X, z_structure=z, **options)
+    return model.sample(Z_LQ, guidance, Sampling(1), x_T=X, z_struct=z, **options)
 
 
 @pytest.mark.parametrize("edge_scale", [0.0, 0.5, 1.0, 3.0])
@@ -75,7 +75,7 @@ def test_tiles_cut_both_structures_alike(model: LatentDiffusionSRTextWT) -> None
             return z[..., :6, columns]
 
         steered, tiling = replace(guidance, z_without_edges=cut(WITHOUT)), Tiling(6, 0, batch=2)
-        return model.sample(cut(Z_LQ), steered, Sampling(1), x_T=cut(X), z_structure=cut(WITH), tiling=tiling)
+        return model.sample(cut(Z_LQ), steered, Sampling(1), x_T=cut(X), z_struct=cut(WITH), tiling=tiling)
 
     assert relative_error(upper(slice(0, 12))[..., 6:], upper(slice(6, 12))) < 1e-5
 

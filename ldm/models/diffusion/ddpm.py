@@ -372,13 +372,13 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         *,
         tiling: Tiling | None = None,
         x_T: Tensor | None = None,
-        z_structure: Tensor | None = None,
+        z_struct: Tensor | None = None,
         noise: Noise | None = None,
         progress: Progress = iter,
     ) -> Tensor:
         """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
 
-        z_structure: what the structure encoder sees (B, C, h, w), by default z_lq. x_T: the latent to start with, by
+        z_struct: what the structure encoder sees (B, C, h, w), by default z_lq. x_T: the latent to start with, by
         default z_lq noised to the step where sampling starts. noise: shape -> the noise of each step. tiling: None
         means the whole canvas at once.
 
@@ -388,7 +388,7 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         noise = noise or self.noise()
         betas = truncated(self.betas_of_process, sampling.start_t)
         denoise = guided_denoiser(self.model.diffusion_model, self.structcond_stage_model, guidance)
-        structure = guidance.canvas(z_lq if z_structure is None else z_structure)
+        structure = guidance.canvas(z_lq if z_struct is None else z_struct)
         canvas: Denoiser = lambda x, t: denoise(x, t, structure)  # noqa: E731
         if tiling is not None:
             canvas = tiled(denoise, structure, tiling)

@@ -33,14 +33,14 @@ class Guidance:
         if self.edge_scale != 1 and self.z_without_edges is None:
             raise FieldError("edge_scale", f"is {self.edge_scale}: the model is told no edges, or none are given to it")
 
-    def canvas(self, z_structure: Tensor) -> Tensor:
+    def canvas(self, z_struct: Tensor) -> Tensor:
         """The structure (B, C, h, w) for `guided_denoiser`, so that tiles cut whatever it needs alike.
 
         As it is, or followed by the one without edges, (B, 2 C, h, w).
         """
         if self.edge_scale == 1 or self.z_without_edges is None:
-            return z_structure
-        return torch.cat([z_structure, self.z_without_edges], dim=1)
+            return z_struct
+        return torch.cat([z_struct, self.z_without_edges], dim=1)
 
 
 def guided(
@@ -71,8 +71,8 @@ def guided_denoiser(unet: nn.Module, structure_encoder: nn.Module, guidance: Gui
     dtype = next(unet.parameters()).dtype
     uncond = None if guidance.scale == 1 else guidance.uncond
 
-    def denoise(x: Tensor, t: Tensor, z_structure: Tensor) -> Tensor:
-        both = z_structure.to(dtype).chunk(1 if guidance.edge_scale == 1 else 2, dim=1)
+    def denoise(x: Tensor, t: Tensor, z_struct: Tensor) -> Tensor:
+        both = z_struct.to(dtype).chunk(1 if guidance.edge_scale == 1 else 2, dim=1)
         structures = [structure_encoder(z, t) for z in both]
 
         def predict(text: Tensor, structure: dict[str, Tensor]) -> Tensor:
