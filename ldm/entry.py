@@ -21,13 +21,14 @@ COMMANDS = {
     "upscale": Command("ldm.inference.cli", "make pictures larger and sharper"),
     "evaluate": Command("ldm.evaluation.measure.cli", "measure the checkpoints of runs"),
     "compare": Command("ldm.evaluation.report.cli", "compare the runs of a report"),
+    "generate-cfw-data": Command("ldm.inference.generate_cfw_data", "make the data that CFW trains on"),
     "app": Command("ldm.inference.app", "serve a web page that upscales pictures"),
 }
 USAGE = "\n".join(
     [
         "usage: stablesr-edge COMMAND ...",
         "",
-        *(f"  {name:10}{command.help}" for name, command in COMMANDS.items()),
+        *(f"  {name:19}{command.help}" for name, command in COMMANDS.items()),
         "",
         "stablesr-edge COMMAND --help lists a command's options",
     ]

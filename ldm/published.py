@@ -12,19 +12,32 @@ from basicsr.utils.errors import FieldError
 
 P = ParamSpec("P")
 
-_STAGE_1 = "ldm.models.diffusion.ddpm.LatentDiffusionSRTextWT"
+# Published target -> ours: where it lies in a package file, which is empty here, or beside a class it is built upon.
+TARGETS = {
+    "ldm.models.diffusion.ddpm.LatentDiffusionSRTextWTFFHQ": "ldm.models.diffusion.faces.LatentDiffusionSRTextWTFFHQ",
+    "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.perceptual.LPIPSWithDiscriminator",
+}
+
+# The general model and that of faces, which takes the same keys.
+_STAGE_1 = (
+    "ldm.models.diffusion.ddpm.LatentDiffusionSRTextWT",
+    "ldm.models.diffusion.ddpm.LatentDiffusionSRTextWTFFHQ",
+    "ldm.models.diffusion.faces.LatentDiffusionSRTextWTFFHQ",
+)
 _UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModelDualcondV2"
 _STRUCTURE = "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModelWT"
+_CFW = "ldm.models.autoencoder.AutoencoderKLResi"
 _TEXT = "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"
 
 # Read by nobody, or not here: the data side looks up use_usm and random_size; precision is the trainer's matter.
 IGNORED: Mapping[str, Collection[str]] = {
-    _STAGE_1: (
+    **dict.fromkeys(_STAGE_1, (
         "num_timesteps_cond", "first_stage_key", "cond_stage_key", "image_size", "channels", "monitor", "log_every_t",
         "use_usm", "random_size",
-    ),
+    )),
     _UNET: ("image_size", "legacy", "num_heads_upsample", "use_fp16"),
     _STRUCTURE: ("image_size", "num_heads_upsample", "use_fp16"),
+    _CFW: ("colorize_nlabels", "use_usm"),
     _TEXT: ("version",),
 }  # fmt: skip
 
@@ -34,7 +47,10 @@ _BLOCKS_OF_CONVOLUTIONS = {
 }  # fmt: skip
 # Options of which one value is supported.
 FIXED: Mapping[str, Mapping[str, Any]] = {
-    _STAGE_1: {"conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None},
+    **dict.fromkeys(
+        _STAGE_1, {"conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None}
+    ),
+    _CFW: {"synthesis_data": False},
     _UNET: {**_BLOCKS_OF_CONVOLUTIONS, "use_spatial_transformer": True},
     _STRUCTURE: _BLOCKS_OF_CONVOLUTIONS,
 }
@@ -45,16 +61,17 @@ _EDGE = (
 )  # fmt: skip
 _LOSS = ("loss_type", "l_simple_weight", "original_elbo_weight", "logvar_init")
 # Arguments that are blocks of options: flat name -> (block, name in it).
-FOLDED: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    _STAGE_1: {f"edge_{name}": ("edge", name) for name in _EDGE} | {name: ("loss", name) for name in _LOSS},
-}
+FOLDED: Mapping[str, Mapping[str, tuple[str, str]]] = dict.fromkeys(
+    _STAGE_1, {f"edge_{name}": ("edge", name) for name in _EDGE} | {name: ("loss", name) for name in _LOSS}
+)
 # The class that holds a block's options.
-BLOCKS: Mapping[str, Mapping[str, str]] = {
-    _STAGE_1: {
+BLOCKS: Mapping[str, Mapping[str, str]] = dict.fromkeys(
+    _STAGE_1,
+    {
         "edge": "ldm.modules.losses.edge_options.EdgeOptions",
         "loss": "ldm.models.diffusion.training_loss.TrainingLoss",
     },
-}
+)
 
 
 def translated(target: str, params: Mapping[str, Any]) -> dict[str, Any]:

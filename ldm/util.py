@@ -25,6 +25,7 @@ def get_obj_from_str(path: str) -> Any:
     Raises:
         UserError: there is no such module, or nothing of that name in it.
     """
+    path = published.TARGETS.get(path, path)
     module_name, _, name = str(path).rpartition(".")
     if not module_name:
         raise UserError(f"target {path!r} is not a dotted name such as ldm.models.autoencoder.AutoencoderKL")

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 from tiny_run import ROOT, write_tiny_run
 
+from basicsr.metrics.lpips import LPIPS
 from basicsr.metrics.measure import measure
 from basicsr.metrics.table import METRICS
 from basicsr.utils.img_util import read_rgb
@@ -302,10 +304,29 @@ def test_mistakes_get_one_line(
 def test_lpips_that_is_not_there_stops_before_anything_is_computed(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("basicsr.metrics.measure.importlib.util.find_spec", lambda name: None)
-    assert evaluate(words("--lpips")) == 2
-    assert "LPIPS needs torchvision: pip install 'stablesr-edge[lpips]'" in capsys.readouterr().err
+    monkeypatch.setenv("TORCH_HOME", str(here))
+    assert evaluate(words("--lpips", "alex")) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: --lpips_weights are not there: put alexnet-owt-7be5be79.pth, AlexNet's ImageNet")
     assert not Path("report/restored").exists()
+
+
+def test_lpips_on_a_network_whose_weights_are_given(here: Path) -> None:
+    for net in ("alex", "squeeze"):
+        torch.save(LPIPS(net, random_seed=0).features.state_dict(), f"{net}.pth")
+    few = ("--checkpoints", "last", "--border", "0")
+    assert evaluate(words(*few)) == 0
+    before = restored()
+    means = {}
+    for net in ("alex", "squeeze"):
+        assert evaluate(words(*few, "--lpips", net, "--lpips_weights", f"{net}.pth")) == 0
+        settings = json.loads(Path("report/report.json").read_text())["settings"]
+        assert (settings["lpips"], settings["lpips_weights"]) == (net, f"{net}.pth")
+        means[net] = [float(row["lpips"]) for row in rows("report/results.csv")]
+        assert f"LPIPS on {net}" in Path("report/report.html").read_text()
+    assert restored() == before  # nothing is sampled twice
+    assert len(means["alex"]) > 1 and min(means["alex"]) > 0
+    assert means["alex"] != means["squeeze"]  # numbers of one network are not taken for another's
 
 
 def test_mistakes_in_comparing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from ldm.training.cli import parse_arguments
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 # Without what is about the flags of other programs than main.py.
-ABOUT_OTHERS = r"(## (Upscaling|Did it get better\?)\n|Upscaling, where).*?(?=\n## )"
+ABOUT_OTHERS = r"(## (Upscaling|Second stage \(CFW\)|Did it get better\?)\n|Upscaling, where).*?(?=\n## )"
 LINES_OF_OTHERS = r"[^\n]*(scripts/|stablesr-edge|pip install|conda env)[^\n]*"
 OF_MAIN = re.sub(f"{ABOUT_OTHERS}|{LINES_OF_OTHERS}", "", TEXT, flags=re.DOTALL)
 
@@ -41,7 +41,7 @@ def test_its_yaml_fits(tmp_path: Path) -> None:
         assert config.get("model.params.edge_loss_weight") == 0.1
 
 
-@pytest.mark.parametrize("script", ["upscale", "evaluate", "compare_runs"])
+@pytest.mark.parametrize("script", ["upscale", "evaluate", "compare_runs", "generate_cfw_data"])
 def test_its_scripts_take_their_flags(script: str) -> None:
     commands = TEXT.replace("\\\n", " ").splitlines()
     used = {flag for line in commands if f"{script}.py" in line for flag in re.findall(r"(--[a-z_]+)", line)}
@@ -51,9 +51,9 @@ def test_its_scripts_take_their_flags(script: str) -> None:
 
 
 def test_its_commands_of_the_one_name_are_those_that_it_has() -> None:
-    (listed,) = re.findall(r"`stablesr-edge ((?:\w+ \| )+\w+)`", TEXT)
+    (listed,) = re.findall(r"`stablesr-edge ((?:[\w-]+ \| )+\w+)`", TEXT)
     assert listed.split(" | ") == list(COMMANDS)
-    assert set(re.findall(r"stablesr-edge (\w+) --", TEXT)) <= set(COMMANDS)
+    assert set(re.findall(r"stablesr-edge ([\w-]+) --", TEXT)) <= set(COMMANDS)
 
 
 def test_its_commands_parse() -> None:

@@ -161,20 +161,6 @@ def test_the_limit_on_pixels_may_be_raised_and_lowered(here: Path, capsys: pytes
     assert "--max_pixels is 0: give 1 or more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["scripts/upscale.py", "scripts/app.py"])
-def test_help_loads_no_torch(script: str) -> None:
-    code = (
-        "import runpy, sys\nsys.argv = [sys.argv[1], '--help']\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end: assert not end.code\n"
-        "assert not {'torch', 'gradio', 'pytorch_lightning'} & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, script], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD
-    )
-    assert done.returncode == 0 and "--ckpt" in done.stdout, done.stderr
-
-
 @pytest.mark.parametrize("change", ["picture", "seed", "bits"])
 def test_a_result_of_something_else_is_neither_finished_nor_overwritten(
     here: Path, capsys: pytest.CaptureFixture[str], change: str

@@ -162,7 +162,7 @@ def listed(meta_info: str, folders: Folders) -> list[str]:
         )
     if not found:
         raise FieldError(
-            "meta_info", f"is {meta_info}, which names no picture: give one path a line, relative to gt_path"
+            "meta_info", f"is {meta_info}, which names no picture: give one path a line, relative to the folder"
         )
     return found
 

@@ -31,7 +31,5 @@ METRICS = {
     "rmse_flat": Metric(
         "Error off edges", "/255", 2, "root mean square error of luma in all other places", higher_is_better=False
     ),
-    "lpips": Metric(
-        "LPIPS", "", 4, "learned perceptual distance on AlexNet (Zhang et al., CVPR 2018)", higher_is_better=False
-    ),
+    "lpips": Metric("LPIPS", "", 4, "learned perceptual distance (Zhang et al., CVPR 2018)", higher_is_better=False),
 }

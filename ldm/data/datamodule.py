@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
+from basicsr.data.latent_pair import LatentPair
 from basicsr.data.pair_pool import Pair, PairPool
 from basicsr.data.transforms import random_window
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, fields_named
 from basicsr.utils.ranges import to_pm1
 from basicsr.utils.rng import numpy_rng, torch_rng
+from ldm.data.mixed import build_dataset, by_kind
 from ldm.data.sampler import TrainingSampler
-from ldm.util import instantiate_from_config
 
 Batch = dict[str, Any]
 
@@ -40,11 +41,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     Args:
         batch_size: samples per process and step.
-        train, validation: `{target, params}` of data sets such as RealESRGANDataset; either may be absent.
+        train, validation: `{target, params}` of data sets such as RealESRGANDataset; either may be absent. Data sets
+            with `gives_pairs` hold LQ as well, at GT's size: their samples pass as they are.
         test: stands in for `validation` where that is absent, as in a `test_data:` block.
         num_workers: loader processes per training process; None for up to 8, by the number of cores.
         wrap: accepted and without effect; StableSR's YAMLs carry it.
-        degradation: the YAML's `degradation:` block.
+        degradation: the YAML's `degradation:` block; not needed where all data sets give pairs.
         sf: factor between GT and the degraded picture.
         use_usm: sharpen GT before degrading.
         random_size: crop each training pair to a random size (StableSR's key of that name).
@@ -52,7 +54,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         seed: with it, every order, crop, kernel and degradation is decided.
 
     Raises:
-        UserError: a `degradation:` block that is missing or wrong; from `setup`, a data set smaller than one batch.
+        UserError: a `degradation:` block that is wrong; from `setup`, one that is missing.
     """
 
     def __init__(
@@ -75,17 +77,18 @@ class DataModuleFromConfig(pl.LightningDataModule):
             raise UserError(f"data.params.batch_size is {batch_size}: it must be at least 1")
         if num_workers is not None:
             checks.whole_number("data.params.num_workers", num_workers, 0)
-        if degradation is None:
-            raise UserError("the config has no `degradation:` block: low-quality pictures cannot be made without one")
         self.batch_size = batch_size
         self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
         self.random_size = random_size
         self.seed = seed
         self.datasets: dict[str, Dataset] = {}
         self._configs = {"train": train, "validation": validation or test}
-        with fields_named(lambda field: field if field in ("degradation", "sf", "use_usm") else f"degradation.{field}"):
-            config = DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm)
-        self._pipeline = DegradationPipeline(config)
+        self._pipeline: DegradationPipeline | None = None
+        if degradation is not None:
+            blockless = ("degradation", "sf", "use_usm")
+            with fields_named(lambda field: field if field in blockless else f"degradation.{field}"):
+                config = DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm)
+            self._pipeline = DegradationPipeline(config)
         self._queue_size = queue_size
         self._pool: PairPool | None = None
         self._saved_pool: dict[str, Any] | None = None
@@ -94,11 +97,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """Build the data sets (once). Every process may call it: nothing is written."""
         for role, config in self._configs.items():
             if config is not None and role not in self.datasets:
-                params = {"seed": self.seed, **(config.get("params") or {})}
                 try:
-                    self.datasets[role] = Numbered(instantiate_from_config({**config, "params": params}))
+                    dataset = build_dataset(config, self.seed)
                 except UserError as error:
                     raise UserError(f"data.params.{role}: {error}") from error
+                if self._pipeline is None and not getattr(dataset, "gives_pairs", False):
+                    raise UserError(
+                        "the config has no `degradation:` block: low-quality pictures cannot be made without one"
+                    )
+                self.datasets[role] = Numbered(dataset)
 
     def check_sizes(self, ranks: int) -> None:
         """Raise a UserError where `ranks` processes would not get a whole batch each, or the pool no whole batches."""
@@ -143,20 +150,20 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """The first validation pair, the same at every call; without a validation set, training pictures stand in."""
         dataset = self.datasets.get("validation") or self.datasets["train"]
         count = min(self.batch_size, len(dataset))  # type: ignore[arg-type]
-        batch = torch.utils.data.default_collate([dataset[draw] for draw in range(count)])
-        return self._degrade(self._to_device(batch, device), "validation")
+        batches = by_kind([dataset[draw] for draw in range(count)])
+        return self._pair([self._to_device(batch, device) for batch in batches], "validation")
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Pair:
-        """A batch of the data set, on the training device -> `Pair`, (B, 3, H, W) in -1 to 1.
+    def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> Pair:
+        """A batch of the data set by kinds, on the training device -> `Pair`, (B, 3, H, W) in -1 to 1.
 
         All randomness derives from the draws in the batch, so it is the same in a run that was resumed.
         """
         assert self.trainer is not None
         if not self.trainer.training:
-            return self._degrade(batch, "validation")
-        pair = self._pooled(self._degrade(batch, "degradation"))
+            return self._pair(batch, "validation")
+        pair = self._pooled(self._pair(batch, "degradation"))
         if self.random_size:
-            rng = numpy_rng("random_size", self.seed, int(batch["draw"][0]))
+            rng = numpy_rng("random_size", self.seed, int(batch[0]["draw"][0]))
             pair = pair.cropped(*random_window(pair.gt_pm1.shape[-2:], rng))
         return pair
 
@@ -170,9 +177,34 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved_pool = state_dict.get("pool")
 
+    def _pair(self, batches: list[Batch], purpose: str) -> Pair:
+        """The kinds of a batch, each made a pair in its own way, as one."""
+        pairs = [self._degrade(batch, purpose) for batch in batches]
+        if len(pairs) == 1:
+            return pairs[0]
+        if len(sizes := {tuple(pair.gt_pm1.shape[2:]) for pair in pairs}) > 1:
+            shown = " and ".join(f"{width}x{height}" for height, width in sorted(sizes))
+            raise UserError(f"pairs and degraded pictures differ in size ({shown}): give all the same gt_size")
+        edges = [pair.edge_01 for pair in pairs if pair.edge_01 is not None]
+        if edges and len(edges) < len(pairs):
+            raise UserError(
+                "some of the data sets have edge maps and some have none: give all of them a folder of maps"
+            )
+        lq_pm1, gt_pm1 = (torch.cat([getattr(pair, name) for pair in pairs]) for name in ("lq_pm1", "gt_pm1"))
+        paths = tuple(path for pair in pairs for path in pair.paths)
+        return Pair(lq_pm1, gt_pm1, paths, torch.cat(edges) if edges else None)
+
     @torch.no_grad()
     def _degrade(self, batch: Batch, purpose: str) -> Pair:
+        if "gt" not in batch:
+            raise UserError("the data set gives pictures without their true ones: there is nothing to learn or measure")
         gt_01: Tensor = batch["gt"]
+        if "latent" in batch:
+            lq_pm1, gt_pm1, sample_pm1 = (to_pm1(batch[key]) for key in ("lq", "gt", "sample"))
+            return LatentPair(lq_pm1, gt_pm1, tuple(batch["gt_path"]), z=batch["latent"], sample_pm1=sample_pm1)
+        if "lq" in batch:
+            return Pair(to_pm1(batch["lq"]), to_pm1(gt_01), tuple(batch["gt_path"]), batch.get("edge"))
+        assert self._pipeline is not None  # setup has seen to it
         rng = torch_rng(gt_01.device, purpose, self.seed, int(batch["draw"][0]))
         kernels = batch["kernel1"], batch["kernel2"], batch["sinc_kernel"]
         edge_01 = batch.get("edge", gt_01[:, :0])
@@ -201,6 +233,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=by_kind,
             **options,
         )
 

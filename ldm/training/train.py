@@ -210,5 +210,5 @@ def quieten_libraries() -> None:
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
-    for known in (".*LeafSpec.*", ".*exists and is not empty.*"):
+    for known in (".*LeafSpec.*", ".*ModelCheckpoint with manual optimization.*", ".*exists and is not empty.*"):
         warnings.filterwarnings("ignore", message=known)

@@ -92,7 +92,7 @@ def report(folder: Path, values: dict[str, dict[int, list[float]]]) -> Report:
             for step, each in steps.items()
         )) for name, steps in values.items()
     )  # fmt: skip
-    settings = Settings(steps=2, sampler="ddim", seed=1, sf=4, border=4, lpips=False)
+    settings = Settings(steps=2, sampler="ddim", seed=1, sf=4, border=4, lpips="")
     return Report(folder, settings, "", {f"p{i}": {"gt": "", "lq": ""} for i in range(2)}, runs, ("x",))
 
 
@@ -224,7 +224,7 @@ def page_with_names(folder: Path, text: str) -> str:
         for name, weight, steps in (("a", f"auto:{text}", (1, 2)), ("b", 0.1, (2,)), ("c", 0.2, (2,)))
     )
     other = RunResult("d", "d", None, (CheckpointResult(None, text, {text: metrics}, {text: "b.png"}),))
-    settings = Settings(steps=2, sampler="ddim", seed=1, sf=4, border=4, lpips=True)
+    settings = Settings(steps=2, sampler="ddim", seed=1, sf=4, border=4, lpips="alex")
     pictures = {text: {"gt": str(folder / "gt.png")}, f"{text} gone": {"gt": text}}
     for name in "abc":
         Image.new("RGB", (80, 60), name and (90, 40, 10)).save(folder / f"{name}.png")

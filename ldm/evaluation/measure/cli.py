@@ -35,7 +35,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=23, help="of noise and degradation (default: 23)")
     add("--sf", type=int, help="scale factor of small --lq pictures (default: the first run's, else 4)")
     add("--border", type=int, help="pixels to cut off before measuring (default: the scale factor)")
-    add("--lpips", action="store_true", help="measure LPIPS too; needs pip install 'stablesr-edge[lpips]'")
+    add("--lpips", choices=("vgg", "alex", "squeeze"), default="", help="measure LPIPS too, on this network")
+    weights = "that network's weights (default: the published file in $TORCH_HOME/hub/checkpoints)"
+    add("--lpips_weights", metavar="FILE", default="", help=weights)
     add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
     add("--out", type=some_path, required=True, metavar="FOLDER", help="the report, new or to go on with")
     add("--watch", action="store_true", help="go on with new checkpoints until the runs have ended")

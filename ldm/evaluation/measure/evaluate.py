@@ -43,7 +43,8 @@ class EvaluationOptions:
     seed: int = 23
     sf: int | None = None  # None: the first run's, else `SCALE`
     border: int | None = None  # None: the scale factor
-    lpips: bool = False
+    lpips: str = ""  # see `Settings`
+    lpips_weights: str = ""
     devices: int = 1
 
 
@@ -76,7 +77,8 @@ class Evaluation:
         if sf is None:
             sf = int(self.runs[0].config.get("sf", SCALE)) if self.runs else SCALE
         border = sf if options.border is None else options.border
-        self.settings = Settings(options.steps, options.sampler, options.seed, sf, border, options.lpips)
+        lpips = options.lpips, options.lpips_weights
+        self.settings = Settings(options.steps, options.sampler, options.seed, sf, border, *lpips)
         for run in self.runs:
             select_checkpoints(run, options.checkpoints)  # to complain of a mistyped choice before work begins
         self._find_pictures()

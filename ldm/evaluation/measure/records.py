@@ -53,6 +53,11 @@ class Record:
     def _measured_from(self) -> dict[str, Any]:
         return {"gt": self.picture.gt_identity, "border": self.settings.border, "version": METRICS_VERSION}
 
+    @property
+    def _lpips_from(self) -> str:
+        """Network and weights, so that numbers of one are not taken for another's."""
+        return f"{self.settings.lpips} {self.settings.lpips_weights}"
+
     def read(self) -> dict[str, float] | None:
         """The metrics, NaN where one is not defined; None where they are not there or were measured otherwise.
 
@@ -62,7 +67,9 @@ class Record:
         try:
             stored = json.loads(self.numbers.read_bytes())
             metrics = numbers_from(stored["metrics"])
-            if stored["measured_from"] != self._measured_from or (self.settings.lpips and "lpips" not in metrics):
+            if stored["measured_from"] != self._measured_from:
+                return None
+            if self.settings.lpips and stored.get("lpips_from") != self._lpips_from:
                 return None
             wanted = [name for name in METRICS if name not in OPTIONAL or self.settings.lpips]
             return {name: metrics[name] for name in wanted}
@@ -84,6 +91,7 @@ class Record:
             metrics["lpips"] = lpips(sr_01, gt_01, self.settings.border)
         finite = {name: None if math.isnan(value) else value for name, value in metrics.items()}
         about = {"checkpoint": self.source.path, "step": self.source.step, "picture": self.picture.name}
+        about |= {"lpips_from": self._lpips_from}
         content = {**about, "settings": asdict(self.settings), "measured_from": self._measured_from, "metrics": finite}
         write_whole(self.numbers, json.dumps(content, indent=1))
 

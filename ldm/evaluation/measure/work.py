@@ -49,8 +49,7 @@ def compute(missing: Sequence[Record], devices: Sequence[str]) -> list[str]:
     """
     if not missing:
         return []
-    if missing[0].settings.lpips:
-        Lpips()  # to fail before anything is computed
+    _lpips_of(missing)  # to fail before anything is computed
     problems: list[str] = []
     often = 0.1 if sys.stderr.isatty() else 10.0  # seconds
     with tqdm(total=len(missing), desc="pictures", unit="picture", mininterval=often) as bar:
@@ -68,9 +67,19 @@ def compute(missing: Sequence[Record], devices: Sequence[str]) -> list[str]:
     return problems
 
 
+def _lpips_of(records: Sequence[Record]) -> Lpips | None:
+    """The metric that the records' settings ask for, if they do.
+
+    Raises:
+        FieldError: its weights are missing or unfit.
+    """
+    settings = records[0].settings if records else None
+    return Lpips(settings.lpips, settings.lpips_weights) if settings and settings.lpips else None
+
+
 def _work(records: Sequence[Record], device: str, news: News) -> None:
     """Restore and measure these records, which are sorted by checkpoint."""
-    lpips = Lpips() if records and records[0].settings.lpips else None
+    lpips = _lpips_of(records)
     loaded: Trained | None = None
     networks: Networks | None = None
     spoilt: Trained | None = None

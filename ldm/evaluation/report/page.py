@@ -82,6 +82,8 @@ def _facts(report: Report) -> str:
     facts.append(_count(len(report.pictures), "picture"))
     if runs:
         facts.append(f"{report.settings.steps} {report.settings.sampler.upper()} steps")
+    if report.settings.lpips:
+        facts.append(f"LPIPS on {report.settings.lpips}")
     return " · ".join(facts)
 
 

@@ -33,7 +33,8 @@ class Settings:
     seed: int
     sf: int
     border: int  # pixels cut off before measuring
-    lpips: bool
+    lpips: str = ""  # the network of `basicsr.metrics.lpips`, "" for no LPIPS
+    lpips_weights: str = ""  # its file, "" for the published one
 
     def __post_init__(self) -> None:
         checks.whole_number("steps", self.steps, 1)
