@@ -347,10 +347,10 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         noise = noise or self.noise()
         betas = truncated(self.betas_of_process, sampling.start_t)
         denoise = guided_denoiser(self.model.diffusion_model, self.structcond_stage_model, guidance)
-        z_struct = self.structure(z_lq) if z_struct is None else z_struct
-        canvas: Denoiser = lambda x, t: denoise(x, t, z_struct)  # noqa: E731
+        structure = guidance.canvas(self.structure(z_lq) if z_struct is None else z_struct)
+        canvas: Denoiser = lambda x, t: denoise(x, t, structure)  # noqa: E731
         if tiling is not None:
-            canvas = tiled(denoise, z_struct, tiling)
+            canvas = tiled(denoise, structure, tiling)
         x_T = initial_latent(z_lq, betas, noise) if x_T is None else x_T
         return SAMPLERS[sampling.sampler](
             canvas, x_T, betas, sampling, parameterization=self.parameterization, noise=noise, progress=progress
