@@ -1,6 +1,5 @@
 """Map and picture are of one sample, through workers' crops, degradation and pool; and any factor comes to size."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,32 +96,27 @@ def test_through_200_steps_of_the_pool(tmp_path: Path, source: str) -> None:
     assert len(batches) > 30  # of 56: the pool mixes them
 
 
-@pytest.mark.parametrize("sf", [1, 2, 16])
+@pytest.mark.parametrize("sf", [4, 16])
 def test_any_factor_is_brought_to_size_bicubically(tmp_path: Path, sf: int) -> None:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
-    roles: dict[str, Any] = {
-        role: {"target": TARGET, "params": {"gt_path": str(tmp_path), "crop_size": 64, "queue_size": 0}}
-        for role in ("train", "validation")
-    }
+    params = {"gt_path": str(tmp_path), "crop_size": 64, "queue_size": 0}
     data = DataModuleFromConfig(
-        batch_size=1, num_workers=0, degradation={**CALM, "gt_size": 64}, sf=sf, use_usm=False, **roles
+        batch_size=1,
+        num_workers=0,
+        degradation={**CALM, "gt_size": 64},
+        sf=sf,
+        use_usm=False,
+        validation={"target": TARGET, "params": params},
     )
     data.setup()
     lq_pm1 = data.example_pair(torch.device("cpu")).lq_pm1
     assert lq_pm1.shape == (1, 3, 64, 64)
-    # What is in it is a picture of 64 / sf pixels: its own bicubic enlargement gives it back.
-    enlarged: Callable[[Tensor], Tensor] = lambda small: torch.nn.functional.interpolate(  # noqa: E731
-        small, size=(64, 64), mode="bicubic"
-    )
-    basis = (
-        torch.stack([enlarged(cell.reshape(1, 1, 64 // sf, 64 // sf)).flatten() for cell in torch.eye((64 // sf) ** 2)])
-        if sf == 16
-        else None
-    )
-    if basis is not None:
-        interior = (lq_pm1[0].abs() < 1).all(0).flatten()  # what was clamped is no enlargement
-        for channel in lq_pm1[0]:
-            system, values = basis.T[interior], channel.flatten()[interior]
-            solution = torch.linalg.lstsq(system, values[:, None]).solution
-            assert (system @ solution - values[:, None]).abs().max() < 1e-3
+    # It lies in the span of the bicubic enlargements of single pixels of a picture of 64 / sf pixels.
+    side = 64 // sf
+    pixels = torch.eye(side**2).reshape(-1, 1, side, side)
+    span = torch.nn.functional.interpolate(pixels, size=(64, 64), mode="bicubic").flatten(1).T
+    inside = (lq_pm1[0].abs() < 1).all(0).flatten()  # what was clamped does not
+    values = lq_pm1[0].flatten(1).T[inside]
+    solution = torch.linalg.lstsq(span[inside], values).solution
+    assert (span[inside] @ solution - values).abs().max() < 1e-3 < values.std()
