@@ -26,7 +26,9 @@ _STAGE_1 = (
 )
 _UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModelDualcondV2"
 _STRUCTURE = "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModelWT"
+_VAE = "ldm.models.autoencoder.AutoencoderKL"
 _CFW = "ldm.models.autoencoder.AutoencoderKLResi"
+DDCONFIG = "ldm.modules.diffusionmodules.model.DDConfig"
 _TEXT = "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"
 _FACES = "basicsr.data.ffhq_degradation_dataset.FFHQDegradationDataset"
 
@@ -38,7 +40,8 @@ IGNORED: Mapping[str, Collection[str]] = {
     )),
     _UNET: ("image_size", "legacy", "num_heads_upsample", "use_fp16"),
     _STRUCTURE: ("image_size", "num_heads_upsample", "use_fp16"),
-    _CFW: ("colorize_nlabels", "use_usm"),
+    _VAE: ("image_key", "monitor", "colorize_nlabels"),
+    _CFW: ("image_key", "monitor", "colorize_nlabels", "use_usm"),
     _TEXT: ("version",),
     _FACES: ("component_path", "eye_enlarge_ratio"),  # of crop_components
 }  # fmt: skip
@@ -54,6 +57,7 @@ FIXED: Mapping[str, Mapping[str, Any]] = {
     ),
     _CFW: {"synthesis_data": False},
     _FACES: {"crop_components": False},
+    DDCONFIG: {"double_z": True},
     _UNET: {**_BLOCKS_OF_CONVOLUTIONS, "use_spatial_transformer": True},
     _STRUCTURE: _BLOCKS_OF_CONVOLUTIONS,
 }
@@ -72,6 +76,7 @@ BLOCKS: Mapping[str, Mapping[str, str]] = dict.fromkeys(
     _STAGE_1,
     {
         "edge": "ldm.modules.losses.edge_options.EdgeOptions",
+        "edge_condition": "ldm.models.diffusion.edge_condition.EdgeCondition",
         "loss": "ldm.models.diffusion.training_loss.TrainingLoss",
     },
 )
