@@ -18,6 +18,15 @@ TARGETS = {
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.perceptual.LPIPSWithDiscriminator",
 }
 
+# Of branches that the edge fork's author gave up: targets, and keys of the U-Net.
+ABANDONED = (
+    "ldm.models.diffusion.ddpm_with_edge.LatentDiffusionSRTextWTWithEdge",
+    "ldm.modules.diffusionmodules.unet_with_edge.UNetModelDualcondV2WithEdge",
+    "ldm.modules.edge_processor.EdgeProcessor",
+)
+ABANDONED_KEYS = ("use_edge_map", "use_edge_processing", "use_edge_fusion", "edge_input_channels", "edge_weight")
+INSTEAD = "is of an abandoned branch: for edges as an input set structcond_stage_config.params.in_channels: 8 instead"
+
 # The general model and that of faces, which takes the same keys.
 _STAGE_1 = (
     "ldm.models.diffusion.ddpm.LatentDiffusionSRTextWT",
@@ -92,6 +101,8 @@ def translated(target: str, params: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
     blocks: dict[str, dict[str, Any]] = {}
     for key, value in params.items():
+        if target == _UNET and key in ABANDONED_KEYS:
+            raise FieldError(key, INSTEAD)
         if key in fixed and value != fixed[key]:
             raise FieldError(key, f"is {value!r}, which is not supported: use {fixed[key]!r} or leave it out")
         if key in folded:

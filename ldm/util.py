@@ -26,6 +26,8 @@ def get_obj_from_str(path: str) -> Any:
     Raises:
         UserError: there is no such module, or nothing of that name in it.
     """
+    if path in published.ABANDONED:
+        raise UserError(f"target {path} {published.INSTEAD}")
     path = published.TARGETS.get(path, path)
     module_name, _, name = str(path).rpartition(".")
     if not module_name:

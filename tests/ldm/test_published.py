@@ -26,9 +26,9 @@ def test_the_tables_fit_the_constructors(target: str) -> None:
     for block, name in FOLDED.get(target, {}).values():
         assert block in signature
         assert name in inspect.signature(get_obj_from_str(BLOCKS[target][block])).parameters
-    for block, options in BLOCKS.get(target, {}).items():  # and every option of a block has its flat name
+    for block, options in BLOCKS.get(target, {}).items():  # and every option of a block that may stand flat does
         names = set(inspect.signature(get_obj_from_str(options)).parameters)
-        assert names == {name for place, name in FOLDED[target].values() if place == block}
+        assert {name for place, name in FOLDED[target].values() if place == block} in (names, set())
 
 
 def test_constructors_fit_on_two_hands() -> None:
