@@ -12,7 +12,7 @@ from PIL import Image
 
 from basicsr.utils.errors import UserError
 from ldm.config import load_config
-from ldm.models.diffusion.checkpoint import read_state_dict
+from ldm.models.formats.reading import read_state_dict
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).parents[1]

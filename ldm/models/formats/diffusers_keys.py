@@ -46,7 +46,7 @@ def _renamed(key: str, names: Names) -> str:
     return key
 
 
-def _translated(state: StateDict, modules: Iterable[Module], to_ours: bool) -> StateDict:
+def _translated(state: StateDict, modules: Iterable[Module], *, to_ours: bool) -> StateDict:
     names: dict[str, str] = {}
     for module in modules:
         for theirs, ours in (("", ""), *module.parts):
