@@ -55,7 +55,7 @@ class Config:
 
     def place(self, path: Sequence[str]) -> str:
         """The file that set the key at `path`, with the line where there is one: `a.yaml, line 3`."""
-        source = self.source(path)
+        source = self.source(path) if path else next(iter(self.sources.values()), COMMAND_LINE)
         line = None if source == COMMAND_LINE else _line_of(Path(source), tuple(path))
         return f"{source}, line {line}" if line else source
 

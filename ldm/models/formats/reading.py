@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ldm.models.formats import hub
 from ldm.models.formats.diffusers_folder import holds_weights, in_our_names, read_folder
-from ldm.models.formats.files import StateDict, read_file
+from ldm.models.formats.diffusers_keys import StateDict
+from ldm.models.formats.files import read_file
 
 # A file, a folder in diffusers' layout, or hf://owner/name; or several of them, of which the later ones win.
 Source = str | Path | Sequence[str | Path]
