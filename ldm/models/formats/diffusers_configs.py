@@ -1,12 +1,12 @@
 """The small JSON files of diffusers' layout: what tells diffusers and transformers which networks to build."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from basicsr.utils.errors import FieldError
 from ldm.config import Config
 from ldm.modules.diffusionmodules.model import DDConfig
-from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
+from ldm.modules.encoders.modules import CausalSelfAttention, FrozenOpenCLIPEmbedder
 from ldm.modules.encoders.tokenizer import END, START, VOCAB_SIZE
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -33,7 +33,7 @@ def folder_configs(config: Config, text: FrozenOpenCLIPEmbedder) -> dict[str, Js
 
 
 def model_index() -> Json:
-    """The parts of a pipeline and their classes; prompts need a tokenizer of CLIP's, which every installation can load."""
+    """The parts of a pipeline and their classes. The tokenizer is CLIP's own, which a pipeline has to be given."""
     return {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -74,7 +74,9 @@ def unet_config(params: Mapping[str, Any], sample_size: int) -> Json:
 def vae_config(config: DDConfig, scale_factor: float) -> Json:
     """Of diffusers' `AutoencoderKL`."""
     if config.attn_resolutions:
-        raise FieldError("attn_resolutions", "is not empty, and diffusers' autoencoder has attention in the middle alone")
+        raise FieldError(
+            "attn_resolutions", "is not empty, and diffusers' autoencoder has attention in the middle alone"
+        )
     levels = len(config.ch_mult)
     return {
         "_class_name": "AutoencoderKL",
@@ -102,7 +104,7 @@ def text_config(text: FrozenOpenCLIPEmbedder) -> Json:
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": len(blocks) - text.leave_out,
-        "num_attention_heads": text.heads,
+        "num_attention_heads": cast(CausalSelfAttention, blocks[0].attn).heads,
         "max_position_embeddings": text.max_length,
         "vocab_size": VOCAB_SIZE,
         "bos_token_id": START,
