@@ -96,6 +96,7 @@ def client() -> Any:
         import huggingface_hub.errors
     except ImportError as error:
         raise UserError("hf:// needs the package huggingface_hub: pip install 'stablesr-edge[hub]'") from error
+    huggingface_hub.utils.logging.disable_propagation()  # it shows its messages itself
     return huggingface_hub
 
 

@@ -89,7 +89,10 @@ def serving(pages: Mapping[str, Page]) -> Iterator[str]:
             data = page.files[name]
             digest = hashlib.sha256(data + b"!" * page.wrong_hash).hexdigest()
             headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
-            headers |= {"Location": f"/cdn/{'/'.join(words[:2])}/{name}", "ETag": f'"{digest}"'}
+            headers |= {
+                "Location": f"http://localhost:{self.server.server_port}/cdn/{'/'.join(words[:2])}/{name}",
+                "ETag": f'"{digest}"',
+            }
             return self.answer(302, headers)
 
         def content(self, page: Page, name: str) -> None:
