@@ -13,8 +13,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from basicsr.utils.errors import FieldError, UserError, fields_named
-from ldm.console import OneLineParser, configure_logging, some_path
+from basicsr.utils.errors import FieldError
+from ldm.console import OneLineParser, configure_logging, exit_status, some_path
 
 FORMS = ("safetensors", "diffusers", "hub-folder", "webui")
 
@@ -22,12 +22,7 @@ FORMS = ("safetensors", "diffusers", "hub-folder", "webui")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     configure_logging("ldm.models.formats", "ldm.exchange")
-    try:
-        with fields_named(lambda field: f"--{field}"):
-            return run(make_parser().parse_args(argv))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    return exit_status(lambda: run(make_parser().parse_args(argv)), interrupted="interrupted: nothing was written")
 
 
 def run(args: argparse.Namespace) -> int:

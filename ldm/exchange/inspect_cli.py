@@ -9,8 +9,7 @@ shapes and types are read, not the weights.
 import sys
 from collections.abc import Sequence
 
-from basicsr.utils.errors import UserError
-from ldm.console import OneLineParser, configure_logging
+from ldm.console import OneLineParser, configure_logging, exit_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,15 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     parser = OneLineParser("stablesr-edge inspect", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="what to look at")
-    try:
-        files = parser.parse_args(argv).files
+    return exit_status(lambda: run(parser.parse_args(argv).files), interrupted="interrupted")
 
-        # Only now, so that --help need not wait for torch.
-        from ldm.models.formats.inspect import describe
 
-        for file in files:
-            sys.stdout.write(f"{describe(file)}\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+def run(files: Sequence[str]) -> int:
+    """Describe the files, one after the other."""
+    # Only now, so that --help need not wait for torch.
+    from ldm.models.formats.inspect import describe
+
+    for file in files:
+        sys.stdout.write(f"{describe(file)}\n")
     return 0

@@ -121,7 +121,7 @@ def _check_shapes(path: str, own: StateDict, usable: StateDict) -> None:
 
 
 def _check_missing(path: str, own: StateDict, missing: list[str], state: StateDict) -> None:
-    """Raise UserError for tensors that the file lacks. To leave them random is no advice: results depend on them."""
+    """Raise UserError for tensors that the file lacks. Leaving them random is never advised: results depend on them."""
     if not missing:
         return
     if not any(key in own for key in state):
