@@ -53,19 +53,30 @@ def run(args: argparse.Namespace) -> int:
     """Check what can be checked at once, load the networks, upscale."""
     names = {field.name for field in fields(UpscaleSettings)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    settings = replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)
+    replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)  # for its errors
 
     # Only now, so that --help and mistakes in the flags need not wait for torch.
+    from ldm.inference.choice import choose
     from ldm.inference.folder import FileOptions, check_output, list_tasks, upscale_files
     from ldm.inference.pipeline import Upscaler
 
     options = FileOptions(args.bits, args.save_edges, args.compare, args.overwrite, args.max_pixels)
     tasks = list_tasks(args.input, args.output)
     check_output(args.output)
+    config, ckpt, defaults = choose(args.base, checkpoint_of(args), args.variant)
+    settings = replace(defaults, **given)
     upscaler = Upscaler.from_checkpoint(
-        args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=args.device, precision=args.precision
+        config, ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=args.device, precision=args.precision
     )
     return report(upscale_files(upscaler, tasks, options, progress_bars), args)
+
+
+def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
+    """What --ckpt and --sd name together."""
+    if args.sd is not None and args.ckpt is None:
+        raise FieldError("sd", "is given without --ckpt: name the module, or another checkpoint of StableSR, there")
+    ckpt: str | None = args.ckpt
+    return ckpt if args.sd is None or ckpt is None else [args.sd, ckpt]
 
 
 def report(outcome: "Outcome", args: argparse.Namespace) -> int:
@@ -136,9 +147,11 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
 def add_model(group: argparse._ArgumentGroup) -> None:
     """The flags that say which networks to load, and where."""
     add = group.add_argument
-    add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
-    add("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors")
-    add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), for results closer to the input")
+    add("--base", metavar="YAML", help="the config that the checkpoint was trained with (default: the one that fits)")
+    add("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors, a folder, or hf://owner/name[/file]")
+    add("--sd", metavar="FILE", help="Stable Diffusion 2.1, or a model tuned from it, where --ckpt is a module alone")
+    add("--variant", metavar="NAME", help="without --base: 512, 768v or turbo, where a checkpoint may be any of them")
+    add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), or the layers of CFW alone")
     add("--precision", default="fp32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: fp32)")
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
 

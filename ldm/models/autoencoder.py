@@ -26,7 +26,8 @@ from ldm.util import check_arguments, instantiate_from_config
 
 
 def _first_stage_part(state: StateDict) -> StateDict:
-    return take_prefix(state, "first_stage_model.")
+    fusion = {key: value for key, value in state.items() if key.startswith("decoder.fusion_layer")}
+    return take_prefix(state, "first_stage_model.") | fusion
 
 
 class AutoencoderKL(pl.LightningModule):
@@ -42,7 +43,7 @@ class AutoencoderKL(pl.LightningModule):
         ddconfig: Mapping[str, Any],
         lossconfig: Mapping[str, Any],
         embed_dim: int,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Sequence[str] | None = None,
         ignore_keys: Sequence[str] = (),
         *,
         learning_rate: float = 1e-4,
@@ -139,7 +140,7 @@ class AutoencoderKLResi(AutoencoderKL):
         ddconfig: Mapping[str, Any],
         lossconfig: Mapping[str, Any],
         embed_dim: int,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Sequence[str] | None = None,
         ignore_keys: Sequence[str] = (),
         *,
         fusion_w: float = 1.0,
