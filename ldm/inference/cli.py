@@ -58,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     if args.reference_range:
         given["reference_range"] = tuple(args.reference_range)
-    settings = replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)
+    replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)  # for its errors
 
     # Only now, so that --help and mistakes in the flags need not wait for torch.
+    from ldm.inference.choice import choose
     from ldm.inference.folder import FileOptions, check_names, check_output, list_tasks, upscale_files
     from ldm.inference.pipeline import Upscaler
     from ldm.inference.references import references_of
@@ -76,12 +77,22 @@ def run(args: argparse.Namespace) -> int:
     check_names(tasks, options)
     team = Team.of(args.devices, device=args.device)
     device = str(team.device) if team.size > 1 else args.device
+    config, ckpt, defaults = choose(args.base, checkpoint_of(args), args.variant)
+    settings = replace(defaults, **given)
     upscaler = Upscaler.from_checkpoint(
-        args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=device, precision=args.precision
+        config, ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=device, precision=args.precision
     )
     outcome = upscale_files(upscaler, team.share(tasks), options, progress_bars if team.first else no_progress)
     parts = team.gathered((len(outcome.finished), len(outcome.skipped), failures(outcome)))
     return report(parts, args) if team.first else 0
+
+
+def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
+    """What --ckpt and --sd name together."""
+    if args.sd is not None and args.ckpt is None:
+        raise FieldError("sd", "is given without --ckpt: name the module, or another checkpoint of StableSR, there")
+    ckpt: str | None = args.ckpt
+    return ckpt if args.sd is None or ckpt is None else [args.sd, ckpt]
 
 
 def failures(outcome: "Outcome") -> list[str]:
@@ -161,9 +172,11 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
 def add_model(group: argparse._ArgumentGroup) -> None:
     """The flags that say which networks to load, and where."""
     add = group.add_argument
-    add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
-    add("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors")
-    add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), for results closer to the input")
+    add("--base", metavar="YAML", help="the config that the checkpoint was trained with (default: the one that fits)")
+    add("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors, a folder, or hf://owner/name[/file]")
+    add("--sd", metavar="FILE", help="Stable Diffusion 2.1, or a model tuned from it, where --ckpt is a module alone")
+    add("--variant", metavar="NAME", help="without --base: 512, 768v or turbo, where a checkpoint may be any of them")
+    add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), or the layers of CFW alone")
     add("--precision", default="fp32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: fp32)")
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
 

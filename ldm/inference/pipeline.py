@@ -22,16 +22,20 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.img_process_util import reflect_pad
 from basicsr.utils.ranges import from_pm1, to_pm1
 from basicsr.utils.rng import torch_rng
+from ldm.config import Config
+from ldm.inference.choice import choose
 from ldm.inference.color_fix import adaptive_instance_normalization, wavelet_reconstruction
-from ldm.inference.networks import Networks, demo_files
+from ldm.inference.networks import Networks
 from ldm.inference.picture import AnyPicture, Picture, to_picture
 from ldm.inference.references import fitted
-from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MIN_TILE, UpscaleSettings
+from ldm.inference.settings import DEFAULTS, MIN_TILE, UpscaleSettings
 from ldm.inference.tiled_vae import Progress, TiledAutoencoder, no_progress
 from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.reference import Correction, towards
 from ldm.models.diffusion.sampling import Sampling, noise_of_pictures, truncated
 from ldm.models.diffusion.tiling import Tiling
+from ldm.models.formats.hub import is_reference
+from ldm.models.formats.reading import Source
 
 MIN_SIDE = 8  # pixels: there is nothing to see in less
 BYTES_PER_PIXEL = 100  # of the result: eight canvases of three floats, rounded up
@@ -56,9 +60,10 @@ class Upscaler:
     @classmethod
     def from_checkpoint(
         cls,
-        config: str | Path | None = None,
-        ckpt: str | Path | None = None,
+        config: Source | Config | None = None,
+        ckpt: Source | None = None,
         *,
+        variant: str | None = None,
         cfw_ckpt: str | Path | None = None,
         settings: UpscaleSettings | None = None,
         device: str = "auto",
@@ -66,24 +71,37 @@ class Upscaler:
     ) -> "Upscaler":
         """An upscaler from a training config and a checkpoint; without both, with the small demo weights.
 
+        A checkpoint alone, `from_checkpoint(FILE)`, has its config detected, and `variant`, 512, 768v or turbo, says
+        which of the published models with the same shapes it is. A checkpoint is a file, a folder in diffusers' layout
+        or hf://owner/name; or a list of them that make up one: [STABLE_DIFFUSION, MODULE].
         cfw_ckpt: a second-stage autoencoder, which decodes with the input's features. device: auto, cpu, cuda, cuda:1.
         precision: of the U-Net and the time-aware encoder: fp32, bf16 or fp16.
 
         Raises:
             UserError: a file or a choice does not fit; see `Networks.load`.
         """
-        if (config is None) != (ckpt is None):
-            given, lacking = ("ckpt", "config") if config is None else ("config", "ckpt")
-            raise FieldError(
-                lacking,
-                f"is not given: a {given} was given, and the two belong together; give the config that the checkpoint "
-                "was trained with, or neither for the demo weights",
-            )
-        if config is None or ckpt is None:
-            (config, ckpt), defaults = demo_files(), DEMO_DEFAULTS
-        else:
-            defaults = DEFAULTS
+        config, ckpt, defaults = choose(config, ckpt, variant)
         return cls(Networks.load(config, ckpt, cfw_ckpt, device, precision), settings or defaults)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        settings: UpscaleSettings | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> "Upscaler":
+        """An upscaler from the hub's page `owner/name`, or from a folder such as `stablesr-edge export` writes.
+
+        Raises:
+            UserError: as `from_checkpoint` does.
+        """
+        source = str(name) if Path(name).is_dir() or is_reference(name) else f"hf://{name}"
+        source += f"@{revision}" if revision else ""
+        return cls.from_checkpoint(None, source, variant=variant, settings=settings, device=device, precision=precision)
 
     def __call__(
         self, picture: AnyPicture, progress: Progress = no_progress, *, reference: AnyPicture | None = None
