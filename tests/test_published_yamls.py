@@ -138,9 +138,9 @@ def test_faces_differ_from_the_general_model_in_a_rare_lq_alone(
     clean: list[bool] = []
     encode = LatentDiffusionSRTextWT.encode
 
-    def noting(self: LatentDiffusionSRTextWT, pair: Pair, rng: torch.Generator) -> Any:
+    def noting(self: LatentDiffusionSRTextWT, pair: Pair, rng: torch.Generator, **options: Any) -> Any:
         clean.append(torch.equal(pair.lq_pm1, pair.gt_pm1))
-        return encode(self, pair, rng)
+        return encode(self, pair, rng, **options)
 
     monkeypatch.setattr(LatentDiffusionSRTextWT, "encode", noting)
     monkeypatch.setattr(faces, "NO_DEGRADATION_PROB", probability)

@@ -58,7 +58,7 @@ class AutoencoderKL(pl.LightningModule):
         self.decoder = self.make_decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * embed_dim, 1)
         # A narrow posterior to start training from: at the variance of 1 that zero means, noise drowns the latent.
-        nn.init.constant_(self.quant_conv.bias[embed_dim:], -5.0)  # type: ignore[index]
+        nn.init.constant_(self.quant_conv.bias[embed_dim:], -5.0)  # type: ignore[index]  # there is a bias
         self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
         self.loss = instantiate_from_config(lossconfig)
         if ckpt_path is not None:
@@ -235,7 +235,7 @@ class AutoencoderKLResi(AutoencoderKL):
 
     def training_step(self, pair: Pair, batch_idx: int) -> None:  # type: ignore[override]
         """Two backward passes; at the last batch of those that accumulate, a step of both optimisers."""
-        autoencoder, discriminator = self.optimizers()  # type: ignore[attr-defined]
+        autoencoder, discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
         pair = _with_latents(pair)
         # The published loss ends at the discriminator: what it is to learn comes from its own.
         self.loss.discriminator.requires_grad_(False)

@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from reference.models import NO_LOSS, trainer
+from reference.models import NO_LOSS, loader, trainer
 from reference.parity import relative_error
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -45,10 +45,10 @@ class LatentPairs(pl.LightningDataModule):
         self.pairs = [vars(latent_pair(0 if same else i)) for i in range(count)]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.pairs, batch_size=None)  # type: ignore[arg-type]
+        return loader(self.pairs)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.pairs[:1], batch_size=None)  # type: ignore[arg-type]
+        return loader(self.pairs[:1])
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentPair:
         return LatentPair(**{**batch, "paths": tuple(batch["paths"])})
@@ -137,7 +137,7 @@ def test_accumulation_is_one_clipped_step_of_the_mean(tmp_path: Path) -> None:
     for each in (latent_pair(0), latent_pair(1)):
         decoded, _, _ = at_once.reconstruct(each)
         losses.append((decoded - each.gt_pm1).abs().mean())
-    (sum(losses) / 2).backward()  # type: ignore[union-attr]
+    torch.stack(losses).mean().backward()
     fusion = [p for key, p in at_once.named_parameters() if "fusion_layer" in key]
     assert float(nn.utils.clip_grad_norm_(fusion, CLIPPED)) > CLIPPED
     torch.optim.Adam(fusion, lr=1e-3, betas=(0.5, 0.9)).step()
