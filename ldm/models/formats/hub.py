@@ -93,10 +93,12 @@ def client() -> Any:
     """The package huggingface_hub. Raises UserError where it is not installed."""
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
+        from huggingface_hub.utils.logging import disable_propagation
     except ImportError as error:
         raise UserError("hf:// needs the package huggingface_hub: pip install 'stablesr-edge[hub]'") from error
-    huggingface_hub.utils.logging.disable_propagation()  # it shows its messages itself
+    disable_propagation()  # it shows its messages itself
     return huggingface_hub
 
 

@@ -77,7 +77,7 @@ def save(folder: Path, state: State, name: str = "diffusion_pytorch_model.safete
 def save_shards(folder: Path, state: State, index: str, shard: str) -> None:
     folder.mkdir(parents=True)
     names = list(state)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, mine in enumerate((names[::2], names[1::2]), 1):
         save_file({key: state[key].contiguous() for key in mine}, folder / shard.format(number))
         weight_map |= dict.fromkeys(mine, shard.format(number))
