@@ -104,8 +104,8 @@ def failures(outcome: "Outcome") -> list[str]:
 
 def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace) -> int:
     """Say how many were finished, were skipped, and what failed in each process; returns the exit status."""
-    finished, skipped = (sum(part[index] for part in parts) for index in (0, 1))
-    failed = [line for part in parts for line in part[2]]
+    finished, skipped = sum(done for done, _, _ in parts), sum(left for _, left, _ in parts)
+    failed = [line for _, _, lines in parts for line in lines]
     for line in failed:
         _say(f"error: {line}")
     counts = [
