@@ -201,13 +201,6 @@ def test_only_what_is_missing_is_computed(here: Path, capsys: pytest.CaptureFixt
     assert len(restored()) == 9 and first.items() <= restored().items()
 
 
-def test_several_processes_give_the_same(here: Path) -> None:
-    assert evaluate(words("--checkpoints", "last", out="one")) == 0
-    assert evaluate(words("--checkpoints", "last", "--devices", "2", out="two")) == 0
-    for file in ("results.csv", "checkpoints.csv"):
-        assert Path("one", file).read_bytes() == Path("two", file).read_bytes()
-
-
 def test_watching_a_run_that_writes_checkpoints(here: Path) -> None:
     folder = Path("runs/edge/checkpoints")
     content = {path.name: path.read_bytes() for path in folder.iterdir()}

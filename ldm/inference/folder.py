@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpscaleTask:
-    """A picture and the PNG file that it becomes."""
+    """A picture and the PNG file that it becomes; `reference` is a picture that the result is drawn towards."""
 
     source: Path
     target: Path
+    reference: Path | None = None
 
     def beside(self, what: str) -> Path:
         """The path of a picture that belongs to the result."""
@@ -134,40 +135,62 @@ def upscale_files(
     for batch in _batches(upscaler, progress("pictures", tasks), options, outcome):
         results: Sequence[Picture | UserError]
         try:
-            results = upscaler.upscale([picture for _, picture in batch], progress)
+            results = _upscaled(upscaler, batch, progress)
         except UserError as error:
             # One of several may be at fault, or their number.
-            results = [_alone(upscaler, picture, progress) for _, picture in batch] if len(batch) > 1 else [error]
-        for (task, picture), result in zip(batch, results, strict=True):
+            results = [_alone(upscaler, each, progress) for each in batch] if len(batch) > 1 else [error]
+        for read, result in zip(batch, results, strict=True):
+            task = read.task
             if isinstance(result, UserError):
                 outcome.failed.append((task, result))
                 continue
-            _write(upscaler, task, picture, result, options)
+            _write(upscaler, task, read.picture, result, options)
             outcome.finished.append(task)
             log.info("%s -> %s (%d x %d)", task.source, task.target, result.size[1], result.size[0])
     return outcome
 
 
-def _alone(upscaler: Upscaler, picture: Picture, progress: Progress) -> Picture | UserError:
+@dataclass(frozen=True)
+class _Read:
+    """What a task's files hold."""
+
+    task: UpscaleTask
+    picture: Picture
+    reference: Picture | None
+
+    @classmethod
+    def of(cls, task: UpscaleTask, options: FileOptions) -> "_Read":
+        def read(file: Path) -> Picture:
+            return Picture.from_stored(read_picture(file, options.max_pixels))
+
+        return cls(task, read(task.source), None if task.reference is None else read(task.reference))
+
+
+def _upscaled(upscaler: Upscaler, batch: Sequence[_Read], progress: Progress) -> list[Picture]:
+    references = [read.reference for read in batch if read.reference is not None]
+    return upscaler.upscale([read.picture for read in batch], progress, references=references or None)
+
+
+def _alone(upscaler: Upscaler, read: _Read, progress: Progress) -> Picture | UserError:
     try:
-        return upscaler.upscale([picture], progress)[0]
+        return _upscaled(upscaler, [read], progress)[0]
     except UserError as error:
         return error
 
 
 def _batches(
     upscaler: Upscaler, tasks: Iterable[UpscaleTask], options: FileOptions, outcome: Outcome
-) -> Iterator[list[tuple[UpscaleTask, Picture]]]:
+) -> Iterator[list[_Read]]:
     """Read what is to be upscaled. Small pictures of one canvas size wait for each other, up to a full batch."""
-    waiting: dict[tuple[int, int], list[tuple[UpscaleTask, Picture]]] = {}
+    waiting: dict[tuple[int, int], list[_Read]] = {}
     for task in tasks:
         try:
             if _is_finished(upscaler, task, options):
                 outcome.skipped.append(task)
                 continue
-            picture = Picture.from_stored(read_picture(task.source, options.max_pixels))
-            size = upscaler.canvas_size(picture)
-            small = upscaler.is_small(picture)
+            read = _Read.of(task, options)
+            size = upscaler.canvas_size(read.picture)
+            small = upscaler.is_small(read.picture)
         except MemoryError:
             outcome.failed.append((task, UserError("not enough memory to read it; cut it up")))
             continue
@@ -175,10 +198,10 @@ def _batches(
             outcome.failed.append((task, error))
             continue
         if not small:
-            yield [(task, picture)]
+            yield [read]
             continue
         batch = waiting.setdefault(size, [])
-        batch.append((task, picture))
+        batch.append(read)
         if len(batch) == upscaler.settings.batch:
             yield waiting.pop(size)
     yield from waiting.values()
@@ -213,4 +236,5 @@ def _write(upscaler: Upscaler, task: UpscaleTask, picture: Picture, result: Pict
 def _mark(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> str:
     """What a result depends on, in short: the picture's file, the settings and the weights."""
     settings = replace(upscaler.settings, batch=1)  # which changes no result
-    return digest(repr((settings, options.bits, upscaler.networks.identity)), task.source.read_bytes())
+    reference = b"" if task.reference is None else task.reference.read_bytes()
+    return digest(repr((settings, options.bits, upscaler.networks.identity)), task.source.read_bytes(), reference)

@@ -27,9 +27,11 @@ from ldm.inference.choice import choose
 from ldm.inference.color_fix import adaptive_instance_normalization, wavelet_reconstruction
 from ldm.inference.networks import Networks
 from ldm.inference.picture import AnyPicture, Picture, to_picture
+from ldm.inference.references import fitted
 from ldm.inference.settings import DEFAULTS, MIN_TILE, UpscaleSettings
 from ldm.inference.tiled_vae import Progress, TiledAutoencoder, no_progress
 from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.reference import Correction, towards
 from ldm.models.diffusion.sampling import Sampling, noise_of_pictures, truncated
 from ldm.models.diffusion.tiling import Tiling
 from ldm.models.formats.hub import is_reference
@@ -101,19 +103,23 @@ class Upscaler:
         source += f"@{revision}" if revision else ""
         return cls.from_checkpoint(None, source, variant=variant, settings=settings, device=device, precision=precision)
 
-    def __call__(self, picture: AnyPicture, progress: Progress = no_progress) -> AnyPicture:
+    def __call__(
+        self, picture: AnyPicture, progress: Progress = no_progress, *, reference: AnyPicture | None = None
+    ) -> AnyPicture:
         """One picture, `upscale` times as large, of the kind that was given; a tensor may hold several, (B, C, H, W).
 
-        `progress` may wrap each long loop to show how far it is.
+        `progress` may wrap each long loop to show how far it is. `reference`: a picture of the same face, aligned alike
+        and of any size, as another program restored it, which the result is drawn towards; one for all of a tensor.
 
         Raises:
             UserError: not a picture, a side below 8 pixels, or a result that is not finite.
             NotEnoughMemoryError: memory does not suffice.
         """
         if isinstance(picture, Tensor) and picture.ndim == 4 and len(picture):
-            return torch.stack([self(each, progress) for each in picture])  # type: ignore[misc]
+            return torch.stack([self(each, progress, reference=reference) for each in picture])  # type: ignore[misc]
         given, back = to_picture(picture)
-        return back(self.upscale([given], progress)[0])
+        references = None if reference is None else [to_picture(reference)[0]]
+        return back(self.upscale([given], progress, references=references)[0])
 
     def canvas_size(self, picture: Picture) -> tuple[int, int]:
         """Height and width of the result with its padding, pixels: whole steps of the U-Net, and no less than a frame.
@@ -142,8 +148,16 @@ class Upscaler:
         return self.tile is None or max(self.canvas_size(picture)) <= self.tile * self.networks.downsampling
 
     @torch.no_grad()
-    def upscale(self, pictures: Sequence[Picture], progress: Progress = no_progress) -> list[Picture]:
+    def upscale(
+        self,
+        pictures: Sequence[Picture],
+        progress: Progress = no_progress,
+        *,
+        references: Sequence[Picture] | None = None,
+    ) -> list[Picture]:
         """Pictures of one `canvas_size` at once. Each draws noise of its own: the result does not depend on the others.
+
+        `references`: one for each, see `__call__`.
 
         Raises:
             UserError: as `__call__` does.
@@ -164,7 +178,11 @@ class Upscaler:
             large = [self.enlarged(picture) for picture in pictures]
             lq_pm1 = [_padded(picture, (height, width)) for picture in large]
             z_lq = torch.cat([vae.encode(image, rng, progress) for image, rng in zip(lq_pm1, rngs, strict=True)])
-            z = self._sample(z_lq.to(self.networks.device), rngs, progress).cpu()
+            correct = None
+            if references is not None:
+                shown = [fitted(each, like.size) for each, like in zip(references, large, strict=True)]
+                correct = self._towards([_padded(each, (height, width)) for each in shown], vae)
+            z = self._sample(z_lq.to(self.networks.device), rngs, progress, correct).cpu()
             return [
                 self._finished(picture, vae.decode(latent[None], image, progress))
                 for picture, latent, image in zip(large, z, lq_pm1, strict=True)
@@ -180,7 +198,14 @@ class Upscaler:
         alpha = picture.alpha_01
         return replace(picture, rgb_01=resized(picture.opaque()), alpha_01=None if alpha is None else resized(alpha))
 
-    def _sample(self, z_lq: Tensor, rngs: Sequence[torch.Generator], progress: Progress) -> Tensor:
+    def _towards(self, references_pm1: Sequence[Tensor], vae: TiledAutoencoder) -> Correction:
+        """Of canvases (1, 3, H, W). What the encoder draws leaves the pictures' own noise alone."""
+        z_ref = [vae.encode(each, torch_rng("cpu", "reference", self.settings.seed)) for each in references_pm1]
+        return towards(torch.cat(z_ref).to(self.networks.device), self.settings.pull())
+
+    def _sample(
+        self, z_lq: Tensor, rngs: Sequence[torch.Generator], progress: Progress, correct: Correction | None
+    ) -> Tensor:
         chosen, model = self.settings, self.networks.model
         prompts = [chosen.prompt, chosen.negative_prompt]
         context, uncond = model.contexts(prompts).to(self.networks.device)[:, None]
@@ -189,7 +214,7 @@ class Upscaler:
         with model.ema_scope():
             return model.sample(
                 z_lq,
-                Guidance(context, uncond, chosen.guidance_scale),
+                Guidance(context, uncond, chosen.guidance_scale, correct=correct),
                 self.sampling,
                 tiling=tiling,
                 noise=noise_of_pictures(rngs, z_lq.device),

@@ -253,7 +253,9 @@ class AutoencoderKLResi(AutoencoderKL):
         self._log({**parts, **disc_parts, "loss": parts["total_loss"]}, "train", len(pair))
         if (batch_idx + 1) % self._accumulate == 0 or self.trainer.is_last_batch:
             autoencoder.step()
-            # Past Lightning's wrapper, which would count a second step of training.
+            # Past Lightning's wrapper, which would count a second step of training. In 16-mixed precision each of them
+            # adapts the loss's scale: after an overflow in the first the other's gradient counts twice, which its Adam
+            # hardly notices.
             self.trainer.strategy.optimizer_step(discriminator.optimizer, lambda: None, self)
             autoencoder.zero_grad()
             discriminator.zero_grad()

@@ -355,5 +355,12 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             canvas = tiled(denoise, structure, tiling)
         x_T = initial_latent(z_lq, betas, noise) if x_T is None else x_T
         return SAMPLERS[sampling.sampler](
-            canvas, x_T, betas, sampling, parameterization=self.parameterization, noise=noise, progress=progress
+            canvas,
+            x_T,
+            betas,
+            sampling,
+            parameterization=self.parameterization,
+            noise=noise,
+            progress=progress,
+            correct=guidance.correct,
         )
