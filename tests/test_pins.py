@@ -127,10 +127,10 @@ def third_party(places: tuple[str, ...]) -> dict[str, str]:
     [
         (
             ("basicsr/**/*.py", "ldm/**/*.py", "main.py"),
-            ("app",),
-        ),  # the page alone, which is loaded when it is asked for
+            ("app", "hub"),
+        ),  # the page and what reads from the hub, which are loaded when they are asked for
         (("scripts/**/*.py", "examples/**/*.py", "benchmarks/**/*.py"), ("demo", "app")),
-        (("tests/**/*.py",), (*INSTALLED_GROUPS, "browser")),
+        (("tests/**/*.py",), (*INSTALLED_GROUPS, "browser", "diffusers")),
     ],
     ids=["library", "scripts", "tests"],
 )
