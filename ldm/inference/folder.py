@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import FieldError, UserError
@@ -12,6 +13,7 @@ from basicsr.utils.files import OutputError, digest, write_whole
 from basicsr.utils.grid import labelled_grid, png_bytes
 from basicsr.utils.img_util import MAX_PIXELS, PICTURE_SUFFIXES, find_pictures, read_picture
 from basicsr.utils.ranges import to_pm1
+from ldm.inference.edges import edge_file, without_edge_files
 from ldm.inference.picture import Picture, mark_of
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.tiled_vae import Progress, no_progress
@@ -21,10 +23,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpscaleTask:
-    """A picture and the PNG file that it becomes."""
+    """A picture and the PNG file that it becomes; `edges` is the picture of its edges, where it comes with one."""
 
     source: Path
     target: Path
+    edges: Path | None = None
 
     def beside(self, what: str) -> Path:
         """The path of a picture that belongs to the result."""
@@ -35,8 +38,9 @@ class UpscaleTask:
 class FileOptions:
     """What to read and write.
 
-    bits: per channel of the results. edges: write the edge maps of input and result. compare: write a before/after
-    strip. overwrite: replace finished results. max_pixels: of a picture that is read.
+    bits: per channel of the results. edges: write the edge maps of input and result. edges_told: write the map that the
+    model was told, which may be corrected and given back. compare: write a before/after strip. overwrite: replace
+    finished results. max_pixels: of a picture that is read.
 
     Raises:
         FieldError: a value that cannot be.
@@ -44,6 +48,7 @@ class FileOptions:
 
     bits: int = 8
     edges: bool = False
+    edges_told: bool = False
     compare: bool = False
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
@@ -56,7 +61,7 @@ class FileOptions:
 
     def files(self, task: UpscaleTask) -> list[Path]:
         """The files of a task, the result last: where it is there, the task was finished."""
-        extras = ["edges_input", "edges"] * self.edges + ["compare"] * self.compare
+        extras = ["edges_input", "edges"] * self.edges + ["edges_told"] * self.edges_told + ["compare"] * self.compare
         return [*map(task.beside, extras), task.target]
 
 
@@ -69,8 +74,11 @@ class Outcome:
     failed: list[tuple[UpscaleTask, UserError]] = field(default_factory=list)
 
 
-def list_tasks(source: Path, output: Path) -> list[UpscaleTask]:
+def list_tasks(source: Path, output: Path, edges: Path | Literal["beside"] | None = None) -> list[UpscaleTask]:
     """One task for a file; for a folder one for each picture below it, in the same folders below `output`.
+
+    edges: where pictures of edges are: beside their pictures, which are then no inputs themselves; in a folder; or, for
+    a single input, a file; None for no such pictures.
 
     A result's name follows from its picture's alone, whatever lies beside it: cat.png becomes cat.png, and cat.jpg
     becomes cat.jpg.png.
@@ -83,6 +91,7 @@ def list_tasks(source: Path, output: Path) -> list[UpscaleTask]:
             raise FieldError("output", f"{output} is the input folder: choose another one")
         inside = output.resolve()
         files = [file for file in find_pictures(source, name="input") if inside not in file.resolve().parents]
+        files = without_edge_files(files) if edges == "beside" else files
         if not files:
             raise FieldError("input", f"{source} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
         folders = [output / file.parent.relative_to(source) for file in files]
@@ -90,11 +99,25 @@ def list_tasks(source: Path, output: Path) -> list[UpscaleTask]:
         files, folders = [source], [output]
     else:
         raise FieldError("input", f"{source} is not there: give a picture or a folder of pictures")
-    tasks = [UpscaleTask(file, folder / _result_name(file)) for file, folder in zip(files, folders, strict=True)]
+    tasks = [
+        UpscaleTask(file, folder / _result_name(file), _edges_of(file, source, edges))
+        for file, folder in zip(files, folders, strict=True)
+    ]
     for task in tasks:
         if task.target.resolve() == task.source.resolve():
             raise FieldError("output", f"is {output}: the result would replace {task.source}; choose another one")
     return tasks
+
+
+def _edges_of(file: Path, source: Path, edges: Path | Literal["beside"] | None) -> Path | None:
+    if edges is None:
+        return None
+    if edges != "beside" and edges.is_file():
+        if source.is_dir():
+            raise FieldError("edges", f"is {edges}, one picture for all of {source}: give a folder of them")
+        return edges
+    below = file.relative_to(source) if source.is_dir() else Path(file.name)
+    return edge_file(file, None if edges == "beside" else edges, below)
 
 
 def _result_name(file: Path) -> str:
@@ -134,40 +157,63 @@ def upscale_files(
     for batch in _batches(upscaler, progress("pictures", tasks), options, outcome):
         results: Sequence[Picture | UserError]
         try:
-            results = upscaler.upscale([picture for _, picture in batch], progress)
+            results = _upscaled(upscaler, batch, progress)
         except UserError as error:
             # One of several may be at fault, or their number.
-            results = [_alone(upscaler, picture, progress) for _, picture in batch] if len(batch) > 1 else [error]
-        for (task, picture), result in zip(batch, results, strict=True):
+            results = [_alone(upscaler, each, progress) for each in batch] if len(batch) > 1 else [error]
+        for read, result in zip(batch, results, strict=True):
+            task = read.task
             if isinstance(result, UserError):
                 outcome.failed.append((task, result))
                 continue
-            _write(upscaler, task, picture, result, options)
+            _write(upscaler, read, result, options)
             outcome.finished.append(task)
             log.info("%s -> %s (%d x %d)", task.source, task.target, result.size[1], result.size[0])
     return outcome
 
 
-def _alone(upscaler: Upscaler, picture: Picture, progress: Progress) -> Picture | UserError:
+@dataclass(frozen=True)
+class _Read:
+    """What a task's files hold."""
+
+    task: UpscaleTask
+    picture: Picture
+    edges: Picture | None
+
+    @classmethod
+    def of(cls, task: UpscaleTask, options: FileOptions) -> "_Read":
+        def read(file: Path) -> Picture:
+            return Picture.from_stored(read_picture(file, options.max_pixels))
+
+        return cls(task, read(task.source), None if task.edges is None else read(task.edges))
+
+
+def _upscaled(upscaler: Upscaler, batch: Sequence[_Read], progress: Progress) -> list[Picture]:
+    return upscaler.upscale([read.picture for read in batch], progress, [read.edges for read in batch])
+
+
+def _alone(upscaler: Upscaler, read: _Read, progress: Progress) -> Picture | UserError:
     try:
-        return upscaler.upscale([picture], progress)[0]
+        return _upscaled(upscaler, [read], progress)[0]
     except UserError as error:
         return error
 
 
 def _batches(
     upscaler: Upscaler, tasks: Iterable[UpscaleTask], options: FileOptions, outcome: Outcome
-) -> Iterator[list[tuple[UpscaleTask, Picture]]]:
+) -> Iterator[list[_Read]]:
     """Read what is to be upscaled. Small pictures of one canvas size wait for each other, up to a full batch."""
-    waiting: dict[tuple[int, int], list[tuple[UpscaleTask, Picture]]] = {}
+    waiting: dict[tuple[int, int], list[_Read]] = {}
     for task in tasks:
         try:
+            if task.edges is not None and not task.edges.is_file():
+                raise UserError(f"the picture of its edges, {task.edges}, is not there")
             if _is_finished(upscaler, task, options):
                 outcome.skipped.append(task)
                 continue
-            picture = Picture.from_stored(read_picture(task.source, options.max_pixels))
-            size = upscaler.canvas_size(picture)
-            small = upscaler.is_small(picture)
+            read = _Read.of(task, options)
+            size = upscaler.canvas_size(read.picture)
+            small = upscaler.is_small(read.picture)
         except MemoryError:
             outcome.failed.append((task, UserError("not enough memory to read it; cut it up")))
             continue
@@ -175,10 +221,10 @@ def _batches(
             outcome.failed.append((task, error))
             continue
         if not small:
-            yield [(task, picture)]
+            yield [read]
             continue
         batch = waiting.setdefault(size, [])
-        batch.append((task, picture))
+        batch.append(read)
         if len(batch) == upscaler.settings.batch:
             yield waiting.pop(size)
     yield from waiting.values()
@@ -196,21 +242,28 @@ def _is_finished(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) ->
     return True
 
 
-def _write(upscaler: Upscaler, task: UpscaleTask, picture: Picture, result: Picture, options: FileOptions) -> None:
+def _write(upscaler: Upscaler, read: _Read, result: Picture, options: FileOptions) -> None:
     """The result, after what belongs to it."""
+    task, told = read.task, upscaler.edge_map(read.picture, read.edges)
     if options.edges:
         edges = EdgeMapGenerator()
-        for what, image in (("edges_input", picture), ("edges", result)):
+        for what, image in (("edges_input", read.picture), ("edges", result)):
             edge_map = Picture(edges.edges_01(to_pm1(image.rgb_01[None]))[0].expand(3, -1, -1), grey=True)
             write_whole(task.beside(what), edge_map.to_png(8))
+    if options.edges_told and told is not None:
+        write_whole(task.beside("edges_told"), told.to_png(8))
     if options.compare:
-        strip = {"input, bicubic": upscaler.enlarged(picture), "upscaled": result}
-        grid = labelled_grid({label: to_pm1(image.rgb_01[None]) for label, image in strip.items()})
+        strip = {"input, bicubic": upscaler.enlarged(read.picture)}
+        strip |= {} if told is None else {"edges told": told}
+        grid = labelled_grid(
+            {label: to_pm1(image.rgb_01[None]) for label, image in (strip | {"upscaled": result}).items()}
+        )
         write_whole(task.beside("compare"), png_bytes(grid))
     write_whole(task.target, result.to_png(options.bits, _mark(upscaler, task, options)))
 
 
 def _mark(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> str:
-    """What a result depends on, in short: the picture's file, the settings and the weights."""
+    """What a result depends on, in short: the picture's file and that of its edges, the settings and the weights."""
     settings = replace(upscaler.settings, batch=1)  # which changes no result
-    return digest(repr((settings, options.bits, upscaler.networks.identity)), task.source.read_bytes())
+    files = [file.read_bytes() for file in (task.source, task.edges) if file is not None]
+    return digest(repr((settings, options.bits, upscaler.networks.identity)), *files)
