@@ -69,6 +69,7 @@ BLOCKS: Mapping[str, Mapping[str, str]] = dict.fromkeys(
     _STAGE_1,
     {
         "edge": "ldm.modules.losses.edge_options.EdgeOptions",
+        "edge_condition": "ldm.models.diffusion.edge_condition.EdgeCondition",
         "loss": "ldm.models.diffusion.training_loss.TrainingLoss",
     },
 )

@@ -97,7 +97,7 @@ def test_a_resumed_run_is_the_straight_one(here: Path, first: int) -> None:
     assert train("-n", "parted", "--max_steps", str(first)) == 0
     straight, parted = (next((here / "logs").glob(f"*_{name}")) for name in ("straight", "parted"))
     assert main(["--resume", str(parted), "--max_steps", "6"]) == 0
-    columns = [key for key in read_metrics(straight / "metrics.csv")[0]]
+    columns = list(read_metrics(straight / "metrics.csv")[0])
     losses = [
         [tuple(row.get(key) for key in columns) for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
         for run in (straight, parted)
@@ -230,7 +230,7 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--base", "tiny.yaml", "-n", "a/b"], "a name of at most"),
         (["--base", "tiny.yaml", "model.params.ckpt_path=''"], "model.params.ckpt_path: is empty"),
         (["--base", "tiny.yaml", "lightning.trainer.logger=true"], "use --logger instead"),
-        (["--base", "five.yaml"], "five.yaml: base: 5 is no YAML file's name"),
+        (["--base", "five.yaml"], "five.yaml: base: 5 is not a YAML file's name"),
         (["--resume", "logs/none"], "there is no such folder or file"),
         (["--resume", "pictures"], "last.ckpt is not there"),
         (["--resume", "pictures", "--seed", "-1"], "--seed is -1"),
@@ -250,7 +250,7 @@ def test_mistakes_get_one_line(here: Path, capsys: pytest.CaptureFixture[str], w
     (["model.params.scale_factor=0"], "model.params.scale_factor is 0: give a number of 1e-06 or more"),
     (["model.params.time_replace=2000"], "model.params.time_replace is 2000: give a number from 2 to 1000"),
     (["data.params.num_workers=-1"], "data.params.num_workers is -1: give a number of 0 or more"),
-    (["data.params.train.params.crop_size=0"], "data.params.train: crop_size is 0"),
+    (["data.params.train.params.crop_size=0"], "data.params.train.params.crop_size is 0"),
     (["--val_check_interval", "1000"], "lightning: `val_check_interval` (1000) must be"),
 ])  # fmt: skip
 def test_mistakes_that_show_later_get_one_line_too(

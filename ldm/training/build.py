@@ -12,15 +12,15 @@ from pytorch_lightning.loggers import Logger
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, fields_named, first_line
-from ldm.config import Config
+from ldm.config import TOP_LEVEL, Config
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.models.build import build_model
+from ldm.run_folder import RunFolder, RunSettings
 from ldm.training.callbacks.checkpoint_io import AtomicCheckpointIO
 from ldm.training.callbacks.checkpoints import StepCheckpoint
 from ldm.training.callbacks.learning_rate import UseLearningRate
 from ldm.training.callbacks.progress import StepProgress
 from ldm.training.callbacks.skip_not_finite import SkipNotFinite
-from ldm.run_folder import RunFolder, RunSettings
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -110,9 +110,13 @@ def checkpoint_arguments(config: Config, folder: RunFolder) -> dict[str, Any]:
     return arguments
 
 
-def build_data(config: Config, settings: RunSettings, block: str) -> DataModuleFromConfig:
-    """The data module of a top-level block, with what it needs from elsewhere in the config."""
-    with fields_named(lambda field: field if "." in field else f"{block}.params.{field}"):
+def build_data(config: Config, settings: RunSettings, block: str, *, set_up: bool = True) -> DataModuleFromConfig:
+    """The data module of a top-level block, with what it needs from elsewhere in the config, and its data sets."""
+
+    def name(field: str) -> str:
+        return field if field.partition(".")[0] in TOP_LEVEL else f"{block}.params.{field}"
+
+    with fields_named(name):
         data: DataModuleFromConfig = instantiate_from_config(
             config.values[block],
             degradation=config.get("degradation"),
@@ -121,6 +125,8 @@ def build_data(config: Config, settings: RunSettings, block: str) -> DataModuleF
             random_size=config.get("model.params.random_size", False),
             seed=settings.seed,
         )
+        if set_up:
+            data.setup()
     return data
 
 

@@ -15,7 +15,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from basicsr.utils.errors import UserError, first_line
 from basicsr.utils.files import OutputError, whole_file
-from ldm.training.cli import LOGGERS, is_first_process
+from ldm.console import is_first_process
+from ldm.training.options import LOGGERS
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def make_loggers(
     elif kind == "wandb" and is_first_process():
         if (wanted := os.environ.get("WANDB_MODE")) and wanted not in WANDB_MODES:
             raise UserError(f"WANDB_MODE is {wanted!r}: choose one of {', '.join(WANDB_MODES)}, or unset it")
-        loggers.append(UnattendedWandb(folder, project, wandb_id, resumed_at is not None, config))
+        loggers.append(UnattendedWandb(folder, project, wandb_id, resumed=resumed_at is not None, config=config))
     elif kind not in LOGGERS:
         raise UserError(f"--logger {kind}: choose one of {', '.join(LOGGERS)}")
     return loggers
@@ -133,7 +134,7 @@ class UnattendedWandb(WandbLogger):
     It starts when it is first used.
     """
 
-    def __init__(self, folder: Path, project: str, wandb_id: str, resumed: bool, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, project: str, wandb_id: str, *, resumed: bool, config: dict[str, Any]) -> None:
         super().__init__(name=folder.name, project=project, id=wandb_id, save_dir=folder)
         self.folder = folder
         self._about = (project, wandb_id)
@@ -209,7 +210,7 @@ def _has_api_key() -> bool:
     files = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
     for file in files:
         try:
-            entries = netrc.netrc(os.path.expanduser(file))
+            entries = netrc.netrc(Path(file).expanduser())
             if any(entries.authenticators(urlsplit(server).netloc) for server in servers):
                 return True
         except (OSError, netrc.NetrcParseError):

@@ -18,15 +18,17 @@ from pytorch_lightning.callbacks import Callback, LambdaCallback, ModelCheckpoin
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, first_line
 from ldm.config import Config, check_config, check_paths, load_config
+from ldm.console import tell
+from ldm.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
 from ldm.training.build import Run, build_data, build_trainer, build_training_model, trainer_arguments, yaml_callbacks
 from ldm.training.callbacks.checkpoints import Interrupted, KeepLast
 from ldm.training.callbacks.edge_probe import EdgeProbe
 from ldm.training.callbacks.progress import last_losses
-from ldm.training.cli import INTERRUPTED, REQUEUE, Options, tell
+from ldm.training.check import check
 from ldm.training.loggers import finish_loggers, make_loggers, read_metrics, wandb_folder
+from ldm.training.options import INTERRUPTED, REQUEUE, Options
 from ldm.training.plots import save_loss_curves
 from ldm.training.resume import check_changes
-from ldm.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +42,16 @@ def train(options: Options) -> int:
     quieten_libraries()
     try:
         run = begin(options)
-        if 0 <= run.config.get("lightning.trainer.max_steps", -1) <= run.step and run.checkpoint:
+        if options.check:
+            return check(run, trust=options.trust_config)
+        last = run.config.get("lightning.trainer.max_steps", -1)
+        if run.checkpoint and isinstance(last, int) and 0 <= last <= run.step:
             done = f"{run.checkpoint} stands at step {run.step}, the last of this run: pass a higher --max_steps"
             if options.resume == "auto":
                 log.info("nothing to do: %s", done)
                 return 0
             raise UserError(done)
-        check_config(run.config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint)
+        check_config(run.config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint, trust=options.trust_config)
         check_paths(run.config)
         pl.seed_everything(run.settings.seed, verbose=False)
         return fit_and_test(run, options)
@@ -101,7 +106,6 @@ def fit_and_test(run: Run, options: Options) -> int:
     callbacks: list[Callback] = [LambdaCallback(on_train_start=save)] if run.checkpoint else []
     trainer = build_trainer(run, [*callbacks, *yaml_callbacks(run.config), keep_last], loggers)
     data = build_data(run.config, run.settings, "data")
-    data.setup()
     data.check_sizes(trainer.world_size)
     model = build_training_model(run, trainer)
     if not run.checkpoint:
@@ -154,7 +158,6 @@ def test(run: Run, model: pl.LightningModule, checkpoint: Path | None) -> None:
     params = {key: value for key, value in run.config.get("test_data.params", {}).items() if key != "train"}
     values = {**run.config.values, "test_data": {**run.config.values["test_data"], "params": params}}
     data = build_data(Config(values, run.config.sources), run.settings, "test_data")
-    data.setup()
     # A trainer of its own, without loggers: these losses are no points of the validation curve.
     arguments = trainer_arguments(run.config) | {"enable_progress_bar": False, "enable_checkpointing": False}
     trainer = pl.Trainer(**arguments, logger=False, default_root_dir=run.folder.path, use_distributed_sampler=False)

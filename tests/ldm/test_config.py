@@ -119,7 +119,7 @@ def test_the_file_of_a_mistake_is_named(tmp_path: Path) -> None:
     whole, variant = write(tmp_path, whole=WHOLE, variant="model: {params: {bais: true}}")
     with pytest.raises(UserError) as error:
         check(load_config([whole, variant]))
-    assert str(error.value).startswith(f"{variant}: model.params.bais: ") and "'bias'" in str(error.value)
+    assert str(error.value).startswith(f"{variant}, line 1: model.params.bais: ") and "'bias'" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ class Noisy:
 @dataclass(frozen=True)
 class Noised(Noisy):
     """One training draw: x_t of the true latents z_gt and of the noise, all (B, 4, h, w), and what t is called
-    originally, (B,)."""
+    originally, (B,).
+    """
 
     z_gt: Tensor
     noise: Tensor

@@ -163,6 +163,7 @@ class EncoderUNetModelWT(nn.Module):
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.model_channels = model_channels
         self.use_checkpoint = use_checkpoint
         self.time_embed = time_embedding(model_channels)

@@ -1,8 +1,7 @@
 """When checkpoints are written: where a resumed run goes on exactly as if nothing had happened.
 
 There are two such moments: the end of a step after which no validation follows, and the end of a validation. Between a
-step and its validation there is none, for Lightning takes the validation of a step that it resumes from for done. The
-last step of an epoch without validation waits for the epoch's end, which Lightning else counts twice or not at all.
+step and its validation there is none, for Lightning takes the validation of a step that it resumes from for done.
 """
 
 import logging
@@ -38,6 +37,11 @@ def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (done + 1) % int(interval) == 0
 
 
+def step_is_done(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this batch was the last of those whose gradients one step adds up."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
 class StepCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, moved to the moments above; the end of training is `KeepLast`'s."""
 
@@ -46,25 +50,20 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._waits = trainer.is_last_batch or validation_follows(trainer, batch_idx)
+        if not step_is_done(trainer, batch_idx):
+            return
+        self._waits = validation_follows(trainer, batch_idx)
         if not self._waits:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        self._save_what_waits(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
-        self._save_what_waits(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing: see `KeepLast`."""
-
-    def _save_what_waits(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._waits:
             self._waits = False
             super().on_train_batch_end(trainer, pl_module, None, None, 0)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing: see `KeepLast`."""
 
 
 class KeepLast(Checkpoint):
@@ -95,15 +94,14 @@ class KeepLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         asked = self._is_asked(trainer)
-        if not step_done or self._stopping:
+        if not step_is_done(trainer, batch_idx) or self._stopping:
             return
         # The last step's state is saved here and not when training has ended: by then Lightning counts the epoch as
         # finished, wherever it was, and a resumed run would start the next one.
         if asked or trainer.should_stop or trainer.global_step == trainer.max_steps:
             self._stopping = asked
-            self._waits = trainer.is_last_batch or validation_follows(trainer, batch_idx)
+            self._waits = validation_follows(trainer, batch_idx)
             if not self._waits:
                 self._save(trainer)
 
@@ -115,20 +113,16 @@ class KeepLast(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and self._is_asked(trainer):
             self._stopping = self._waits = True
-        self._save_what_waits(trainer)
+        if self._waits:
+            self._waits = False
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save_what_waits(trainer)
         if trainer.global_step != trainer.max_steps:
             self._leave()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._saved_step != trainer.global_step:
-            self._save(trainer)
-
-    def _save_what_waits(self, trainer: pl.Trainer) -> None:
-        if self._waits:
-            self._waits = False
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:

@@ -1,7 +1,6 @@
 """Steps whose loss or gradient is not finite leave no trace in the weights."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
@@ -38,7 +38,7 @@ class SkipNotFinite(Callback):
         self.skipped = 0
         self._in_a_row = 0
         self._paths: list[str] = []  # since the last optimiser step
-        self._loss_is_finite = True
+        self._losses: list[Tensor] = []  # since then, too
         self._reason = ""
 
     def on_train_batch_start(
@@ -47,15 +47,18 @@ class SkipNotFinite(Callback):
         self._paths += getattr(batch, "paths", ())
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._loss_is_finite &= math.isfinite(float(loss))
+        self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._reason = "" if self._loss_is_finite else "loss"
-        if not self._reason and not _are_finite(gradients):
-            self._reason = "gradient"
+        finite = [
+            torch.stack(self._losses).isfinite().all(),
+            get_total_norm(gradients, float("inf")).to(self._losses[0].device).isfinite(),
+        ]
+        loss_is_finite, gradient_is_finite = torch.stack(finite).tolist()  # one wait for the device
+        self._reason = "" if loss_is_finite and gradient_is_finite else "gradient" if loss_is_finite else "loss"
         bad = bool(self._reason)
         if trainer.world_size > 1:
             bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
@@ -72,7 +75,7 @@ class SkipNotFinite(Callback):
         if self._reason:
             self.skipped += 1
             self._note(trainer)
-        self._paths, self._loss_is_finite, self._reason = [], True, ""
+        self._paths, self._losses, self._reason = [], [], ""
         if self.skipped:
             pl_module.log("train/skipped_steps", float(self.skipped))
         if self._in_a_row >= self.patience:
@@ -107,11 +110,3 @@ class SkipNotFinite(Callback):
     @staticmethod
     def _file(trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "skipped_steps.txt"
-
-
-def _are_finite(gradients: list[Tensor]) -> bool:
-    """Whether no gradient holds NaN or infinity; a norm of each, and one wait for the device."""
-    if not gradients:
-        return True
-    norms = torch._foreach_norm(gradients, float("inf"))
-    return bool(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]).isfinite().all())

@@ -29,7 +29,7 @@ def pair(value: float = 0.0) -> Pair:
 class Data(pl.LightningDataModule):
     """Two batches an epoch, and the pair that callbacks ask for."""
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader([torch.zeros(2, 3, 8, 8)] * 2, batch_size=None)  # type: ignore[arg-type]
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Pair:
@@ -109,12 +109,12 @@ def test_a_grid_shows_every_tile(tmp_path: Path) -> None:
     assert grid.size == (2 * MIN_TILE + 3 * GAP, 2 * (MIN_TILE + GAP) + LABEL_HEIGHT + GAP)
     assert grid.getpixel((GAP + 5, LABEL_HEIGHT + 5)) == (255, 0, 0)
     assert grid.getpixel((MIN_TILE + 2 * GAP + 5, LABEL_HEIGHT + MIN_TILE + GAP + 5)) == (0, 0, 0)
-    darkest = min(min(grid.getpixel((x, y))) for x in range(MIN_TILE) for y in range(LABEL_HEIGHT))  # type: ignore[type-var,arg-type]
+    darkest = min(min(grid.getpixel((x, y))) for x in range(MIN_TILE) for y in range(LABEL_HEIGHT))  # type: ignore[arg-type]
     assert darkest < 100  # a label is written there
 
 
 @pytest.mark.parametrize("wrong", [{"batch_frequency": 0}, {"max_images": 0}])
-def test_image_logger_refuses(wrong: dict[str, int]) -> None:
+def test_image_logger_refuses(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="is 0: give a number of 1 or more"):
         ImageLogger(**wrong)
 
@@ -173,7 +173,7 @@ def test_loss_curves(tmp_path: Path) -> None:
     assert Image.open(path).height > 1.5 * Image.open(one).height  # a panel for each loss
 
 
-def make(kind: str, folder: Path) -> list:
+def make(kind: str, folder: Path) -> list[Any]:
     return make_loggers(kind, folder, project="p", wandb_id="i", resumed_at=None, config={})
 
 
