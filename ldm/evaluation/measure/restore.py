@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from basicsr.data.pair_pool import Pair
 from basicsr.utils.errors import UserError
 from basicsr.utils.img_util import read_picture
 from basicsr.utils.ranges import from_pm1, to_pm1
@@ -70,11 +71,17 @@ def restore(
 
 @torch.no_grad()
 def sample_frames(
-    model: LatentDiffusionSRTextWT, lq_pm1: Tensor, steps: int, rng: torch.Generator, sampler: str = "ddim"
+    model: LatentDiffusionSRTextWT, pair: Pair, steps: int, rng: torch.Generator, sampler: str = "ddim"
 ) -> Tensor:
-    """LQ frames (B, 3, H, W) in [-1, 1], of a size that the model trains on -> restored ones, clamped to [-1, 1]."""
+    """Frames of a size that the model trains on -> restored ones (B, 3, H, W), clamped to [-1, 1].
+
+    A model that sees edges is told those that it is trained with.
+    """
     with model.ema_scope():
-        z_lq = model.first_stage.encode(lq_pm1, rng)
-        guidance = Guidance(model.context(len(z_lq)))
-        z = model.sample(z_lq, guidance, Sampling(steps, sampler), noise=model.noise(rng))
+        z_lq = model.first_stage.encode(pair.lq_pm1, rng)
+        z_struct, noise = model.structure.of_pair(z_lq, pair, rng), model.noise(rng)
+        condition, guidance = model.edge_condition, Guidance(model.context(len(z_lq)))
+        alone = condition is not None and condition.use == "alone"  # there is no picture to start from
+        x_T = noise(z_lq.shape) if alone else None
+        z = model.sample(z_lq, guidance, Sampling(steps, sampler), z_struct=z_struct, x_T=x_T, noise=noise)
         return model.decode(z).clamp(-1, 1)
