@@ -34,7 +34,7 @@ from ldm.evaluation.report.statistics import student_half_width
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "configs/demo/edge_condition.yaml"
-SIDE = 256  # pixels of a held-out photograph
+SIDE = 192  # pixels of a held-out photograph
 NO_EDGES = ["model.params.edge_condition=null", "model.params.structcond_stage_config.params.in_channels=4"]
 ARMS = {"plain": NO_EDGES, "lq": [], "gt_oracle": ["model.params.edge_condition.source=gt"]}
 CONDITIONS = ("none", "dummy", "edges", "gt")
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser("edge_condition_study.py", description=__doc__)
     parser.add_argument("--out", type=some_path, default=Path("logs/edge_condition_study"))
     parser.add_argument("--data", type=some_path, default=Path("data/demo/validation"), help="held-out photographs")
-    parser.add_argument("--steps", type=int, default=150, help="of training")
+    parser.add_argument("--steps", type=int, default=80, help="of training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sampling-steps", type=int, default=4, help="DDIM steps of a sample")
     parser.add_argument("words", nargs="*", help="overrides for all arms")
