@@ -54,7 +54,7 @@ class CropOptions:
 
 @dataclass(frozen=True)
 class EdgeMaps:
-    """A folder of edge maps, each with its picture's name and `.png`."""
+    """A folder of edge maps, NAME.png or NAME_edge.png of the picture NAME; it may be the pictures' own folder."""
 
     folder: Path
 
@@ -72,7 +72,9 @@ class EdgeMaps:
             raise FieldError("edge_map_path", f"is {edge_map_path}, which is not a folder: give one of edge maps")
         lacking = sum(not maps.path(picture).is_file() for picture in pictures)
         if lacking == len(pictures):
-            raise FieldError("edge_map_path", f"is {edge_map_path}, which has the map of no picture, as NAME.png")
+            raise FieldError(
+                "edge_map_path", f"is {edge_map_path}, which has no picture's map: NAME.png or NAME_edge.png"
+            )
         if lacking:
             log.warning("edge_map_path: %d of %d pictures have no map: a black one stands in", lacking, len(pictures))
         if len({Path(picture).stem for picture in pictures}) < len(set(pictures)):
@@ -81,7 +83,9 @@ class EdgeMaps:
 
     def path(self, picture: str) -> Path:
         """Where a picture's map lies, if it has one."""
-        return self.folder / f"{Path(picture).stem}.png"
+        beside, named = (self.folder / f"{Path(picture).stem}{end}.png" for end in ("_edge", ""))
+        is_picture = named.absolute() == Path(picture).absolute()
+        return beside if is_picture or beside.is_file() else named
 
     def read(self, picture: str, height: int, width: int) -> Pixels:
         """The map of a picture, (height, width, 1) uint8 or uint16; black where there is none."""
@@ -115,8 +119,9 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         face_gt_path: folder of face pictures that are added to the others, or several.
         num_face: how many of the face pictures are used, a random subset that depends on the seed; None means all.
         mul_num: the list of pictures counts so many times over: an epoch is longer, and its crops differ.
-        edge_map_path: folder with each picture's edge map, NAME.png: samples then hold the map, cut out at the same
-            place. It is brought to the picture's size by nearest neighbour; where there is none it is black.
+        edge_map_path: folder with each picture's edge map, NAME_edge.png or NAME.png: samples then hold the map, cut
+            out at the same place. It is brought to the picture's size by nearest neighbour; where there is none it is
+            black. Of the pictures, NAME_edge.png beside NAME is then not one.
         max_pixels: larger pictures are left out.
         io_backend: {"type": "disk"}, the only kind there is.
         use_hflip: mirror half of the crops left to right.
@@ -175,6 +180,8 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self._sources = PictureSources(**{field.name: given[field.name] for field in fields(PictureSources)})
         pictures = self._sources.paths(seed)
+        if edge_map_path is not None:
+            pictures = _without_maps(pictures)
         self.paths = PathList(pictures)
         self._edge_maps = EdgeMaps.of(edge_map_path, pictures)
         self._find_first_readable(pictures)
@@ -269,3 +276,13 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
                 reason = str(error) if isinstance(error, UserError) else f"{path}: there is no memory for it"
                 log.warning("a picture is left out, another takes its place: %s", reason)
             return None
+
+
+def _without_maps(pictures: list[str]) -> list[str]:
+    """The pictures but for those that are another's edge map, beside it."""
+    names = {Path(picture).with_suffix("") for picture in pictures}
+
+    def is_map(picture: Path) -> bool:
+        return picture.stem.endswith("_edge") and picture.with_name(picture.stem.removesuffix("_edge")) in names
+
+    return [picture for picture in pictures if not is_map(Path(picture))]

@@ -134,7 +134,6 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self.model_ema = LitEma(self.model) if use_ema else None
         self._load(ckpt_path, ignore_keys)
         self.train()
-        self.structure.tell()
         if self.use_edge_loss:
             log.info("Edge loss enabled with weight: %s", weight)
 

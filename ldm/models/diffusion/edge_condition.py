@@ -124,12 +124,20 @@ class Structure:
         if options is None and channels == latent:
             return cls(None, first_stage, channels)
         condition = EdgeCondition(**(options or {}))
-        own = latent if condition.use == "beside" else 0
+        structure = cls(condition, first_stage, channels)
+        own = structure.picture_channels
         if condition.encode == "vae" and channels != own + latent:
             raise FieldError(_IN_CHANNELS, f"is {channels}: edges {condition.use} make it {own + latent}")
         if channels <= own:
             raise FieldError(_IN_CHANNELS, f"is {channels}, of which z_lq takes {own}: edges beside it need more")
-        return cls(condition, first_stage, channels)
+        structure._tell()
+        return structure
+
+    @property
+    def picture_channels(self) -> int:
+        """How many of the channels are z_lq's: the first ones. Those that follow are the edges'."""
+        alone = self.condition is not None and self.condition.use == "alone"
+        return 0 if alone else self.first_stage.vae.post_quant_conv.in_channels
 
     def __call__(
         self,
@@ -147,7 +155,7 @@ class Structure:
         if edge_pm1 is None:
             height, width = (side * self.first_stage.vae.config.downsampling for side in z_lq.shape[-2:])
             edge_pm1 = z_lq.new_full((len(z_lq), 3, height, width), EMPTY)
-        own = z_lq.shape[1] if self.condition.use == "beside" else 0
+        own = self.picture_channels
         if self.condition.encode == "resize":
             z_edge = F.interpolate(edge_pm1[:, :1], z_lq.shape[-2:], mode="area").expand(
                 -1, self.channels - own, -1, -1
@@ -189,7 +197,7 @@ class Structure:
         log.info("%s: %s", FIRST_CONVOLUTION, kept)
         return {**state, key: F.pad(state[key], (0, 0, 0, 0, 0, lacking))}
 
-    def tell(self) -> None:
+    def _tell(self) -> None:
         """Say in the log what the encoder sees, and whether that is an oracle."""
         if self.condition is None:
             return
