@@ -45,12 +45,18 @@ class Config:
         return COMMAND_LINE
 
     def get(self, dotted: str, default: Any = None) -> Any:
-        """The value at a path such as "data.params.batch_size", or `default` where it is absent or null."""
+        """The value at a path such as "data.params.batch_size", or `default` where it is absent or null.
+
+        A number is a list's place, as in "data.params.train.params.sets.0".
+        """
         node: Any = self.values
         for key in dotted.split("."):
-            if not isinstance(node, Mapping) or key not in node:
+            if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+                node = node[int(key)]
+            elif isinstance(node, Mapping) and key in node:
+                node = node[key]
+            else:
                 return default
-            node = node[key]
         return default if node is None else node
 
     def place(self, path: Sequence[str]) -> str:
@@ -318,6 +324,10 @@ def _paths(node: Any, path: KeyPath) -> Iterator[KeyPath]:
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _paths(value, (*path, str(key)))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            if isinstance(value, Mapping | list):
+                yield from _paths(value, (*path, str(index)))
 
 
 def _line_of(file: Path, path: KeyPath) -> int | None:

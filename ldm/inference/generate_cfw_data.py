@@ -29,7 +29,8 @@ from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
 from ldm.console import OneLineParser, configure_logging, some_path
 from ldm.inference.cfw_data import Degraded, Maker, list_jobs, split
-from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, PRECISIONS, Networks
+from ldm.inference.networks import Networks, demo_files
+from ldm.inference.settings import PRECISIONS
 from ldm.inference.sharing import Team
 from ldm.models.diffusion.sampling import Sampling
 
@@ -71,13 +72,12 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(args.steps, args.sampler)
     checks.whole_number("seed", args.seed, 0)
     jobs = list_jobs(args.input, args.repeats)
-    config = load_config([args.base or DEMO_CONFIG])
+    base, ckpt = (args.base, args.ckpt) if args.base else demo_files()
+    config = load_config([base])
     team = Team.of(args.devices, args.nodes, args.device)
     if not team.first:
         logging.disable(logging.WARNING)
-    networks = Networks.load(
-        args.base or DEMO_CONFIG, args.ckpt or DEMO_WEIGHTS, None, str(team.device), args.precision
-    )
+    networks = Networks.load(base, ckpt, None, str(team.device), args.precision)
     settings = _settings(config, networks, args)
     _check_former(args.output / SUMMARY, settings)
     if team.first:

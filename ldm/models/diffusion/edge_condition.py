@@ -148,7 +148,8 @@ class Structure:
     ) -> Tensor:
         """The encoder's input for LQ latents z_lq (B, 4, h, w) and maps edge_pm1 (B, 3, f h, f w), None for empty ones.
 
-        encode: stands in for the model's own autoencoder, whose sample rng draws.
+        rng draws a sample of the map's latent; without it the draw is always the same. encode: stands in for the
+        model's own autoencoder.
         """
         if self.condition is None:
             return z_lq
@@ -161,6 +162,7 @@ class Structure:
                 -1, self.channels - own, -1, -1
             )
         else:
+            rng = torch_rng(z_lq.device, "edge condition") if rng is None else rng
             z_edge = self.first_stage.encode(edge_pm1, rng) if encode is None else encode(edge_pm1)
         return torch.cat([z_lq, z_edge.to(z_lq)], dim=1) if own else z_edge
 

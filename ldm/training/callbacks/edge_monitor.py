@@ -17,7 +17,7 @@ from ldm.training.plots import save_edge_monitor
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 2  # of the example pair: a look costs 8 passes of the U-Net on so many
+SAMPLES = 4  # of the example pair: a look costs 8 passes of the U-Net on so many
 
 
 class EdgeMonitorCallback(Callback):
