@@ -226,10 +226,10 @@ def _as_run(content: Any) -> RunResult:
     weight, condition = content["edge_loss_weight"], str(content.get("condition", ""))
     if not checkpoints or not isinstance(weight, float | int | str | None):
         raise ValueError("a run without results, or with a weight that is none")
-    if condition and condition not in CONDITIONS:
-        raise ValueError("a condition that there is not")
-    about = (condition, str(content.get("group", "")))
-    return RunResult(str(content["name"]), str(content["label"]), weight, checkpoints, *about)
+    group = str(content.get("group", ""))
+    if bool(condition) != bool(group) or condition not in ("", *CONDITIONS):
+        raise ValueError("a condition that there is not, or one of no run")
+    return RunResult(str(content["name"]), str(content["label"]), weight, checkpoints, condition, group)
 
 
 def _is_nan(value: Any) -> bool:
