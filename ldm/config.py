@@ -80,7 +80,7 @@ def load_config(
     """Merge YAML files left to right, then `key.path=value` words, then `flags` (dotted keys with parsed values).
 
     Raises:
-        UserError: a file that is missing or is no YAML mapping, a circle of `base:`, a word that is not an override.
+        UserError: a file that is missing or is not a YAML mapping, a circle of `base:`, a word that is not an override.
     """
     layers = [layer for file in files for layer in _read_chain(Path(file), ())]
     layers += [(COMMAND_LINE, _parse_override(word)) for word in overrides]
@@ -131,7 +131,7 @@ def _key_problems(config: Config) -> Iterator[UserError]:
         if node is not None and not isinstance(node, Mapping):
             yield config.error(path, f"must be a mapping, not {node!r}")
         elif path in (("model",), ("data",)) and "target" not in (node or {}):
-            yield UserError(f"the config has no `{path[0]}:` with a `target:`: give a whole config to --base first")
+            yield UserError(f"the config has no `{path[0]}:` with a `target:`: give a complete config to --base first")
     for key in _mapping(config, ("lightning",)):
         if key not in LIGHTNING:
             yield config.error(("lightning", key), f"unknown key{did_you_mean(key, LIGHTNING)}")
@@ -286,7 +286,7 @@ def _target_problems(config: Config, path: KeyPath, node: Mapping[str, Any], *, 
         yield config.error((*path, "target"), str(error))
         return
     if not callable(build):
-        yield config.error((*path, "target"), f"{target} is nothing that can be built")
+        yield config.error((*path, "target"), f"{target} is not a class or function, so it cannot be built")
         return
     yield from _block_problems(config, (*path, "params"), build, target)
 

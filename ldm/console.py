@@ -4,14 +4,16 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import UserError, fields_named
 
 OURS = ("main", "ldm", "basicsr")
+INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -60,6 +62,22 @@ def tell(*lines: str, status: int) -> int:
     if is_first_process():
         sys.stderr.write("".join(f"{line}\n" for line in lines))
     return status
+
+
+def exit_status(run: Callable[[], int], *, interrupted: str) -> int:
+    """A command's: what `run` returns, 2 after bad input, 130 after Ctrl-C; the last two are told in a line.
+
+    Settings are told as flags. `interrupted` is what there is to say after Ctrl-C.
+    """
+    try:
+        with fields_named(lambda field: f"--{field}"):
+            return run()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{interrupted}\n")
+        return INTERRUPTED
 
 
 def is_first_process() -> bool:

@@ -1,4 +1,4 @@
-"""What the README says is there: files, flags, YAML keys, make targets."""
+"""What the README says is there: files, flags, YAML keys, make targets; and what CONTRIBUTING.md names."""
 
 import re
 import subprocess
@@ -21,9 +21,11 @@ LINES_OF_OTHERS = r"[^\n]*(scripts/|stablesr-edge|pip install|conda env)[^\n]*"
 OF_MAIN = re.sub(f"{ABOUT_OTHERS}|{LINES_OF_OTHERS}", "", TEXT, flags=re.DOTALL)
 
 
-def test_its_files_are_there() -> None:
-    named = set(re.findall(r"`((?:basicsr|ldm|configs|scripts|tests)/[\w/.]*|[\w.]+\.(?:py|yaml|md)|LICENSE)`", TEXT))
-    named.remove("configs/mine.yaml")  # what the reader is to write
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_its_files_are_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"`((?:basicsr|ldm|configs|scripts|tests)/[\w/.]*|[\w.]+\.(?:py|yaml|md)|LICENSE)`", text))
+    named.discard("configs/mine.yaml")  # what the reader is to write
     assert len(named) > 10
     rooms = ("ldm/models/diffusion", "ldm/modules/losses")  # rows of the table name files in these by their names alone
     places = [ROOT, *(ROOT / room for room in rooms)]

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from basicsr.data.kernels import KERNEL_SIZE, KERNELS, KernelOptions, draw_final_sinc, draw_kernel
+from basicsr.data.picture_folders import check_fixed_keys
 from basicsr.data.picture_lists import Folders, PathList, PictureSources
-from basicsr.data.transforms import random_crop, random_flips
+from basicsr.data.transforms import epoch_and_index, random_crop, random_flips
 from basicsr.utils import checks
 from basicsr.utils.colour import luma
 from basicsr.utils.errors import FieldError, UserError
@@ -28,7 +29,7 @@ from basicsr.utils.rng import numpy_rng
 log = logging.getLogger(__name__)
 
 _KERNEL_PROB = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-# So many files in a row that cannot be read are no accident: the disk is gone, or the folder is the wrong one.
+# So many files in a row that cannot be read are not an accident: the disk is gone, or the folder is the wrong one.
 _MOST_IN_A_ROW = 100
 
 
@@ -170,8 +171,7 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         given = locals()
-        if io_backend and io_backend.get("type", "disk") != "disk":
-            raise FieldError("io_backend", f"has type {io_backend['type']!r}: only 'disk' is there, remove the key")
+        check_fixed_keys(io_backend)
         self.queue_size = checks.whole_number("queue_size", queue_size, 0)
         self.final_sinc_prob = checks.probability("final_sinc_prob", final_sinc_prob)
         self.kernel_options = KernelOptions.of(given, ""), KernelOptions.of(given, "2")
@@ -226,9 +226,7 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         Raises:
             UserError: no file can be read any more.
         """
-        if draw < 0:
-            raise IndexError(f"draw {draw} is negative")
-        epoch, index = divmod(int(draw), len(self))  # int: a NumPy integer would name other streams
+        epoch, index = epoch_and_index(draw, len(self))
         path, pixels, edge = self._picture(epoch, index)
         rng = numpy_rng("kernels", self.seed, epoch, index)
         sample = {

@@ -24,10 +24,10 @@ from typing import Any
 from tqdm import tqdm
 
 from basicsr.utils import checks
-from basicsr.utils.errors import FieldError, UserError, fields_named
+from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
-from ldm.console import OneLineParser, configure_logging, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, some_path
 from ldm.inference.cfw_data import Degraded, Maker, list_jobs, split
 from ldm.inference.networks import Networks, demo_files
 from ldm.inference.settings import PRECISIONS
@@ -51,15 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     configure_logging("ldm.inference")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    try:
-        with fields_named(lambda field: f"--{field}"):
-            return run(make_parser().parse_args(argv))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: finished samples are kept; the same command goes on with the others\n")
-        return 130
+    return exit_status(
+        lambda: run(make_parser().parse_args(argv)),
+        interrupted="interrupted: finished samples are kept; the same command goes on with the others",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ class Stop(threading.Event):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BeforeAndAfter:
     """PNG files of one size: the input enlarged by bicubic interpolation, and the upscaled picture.
 
     told: the edges that the model was told, where it sees any.
@@ -103,7 +103,7 @@ class Service:
         progress: Progress = no_progress,
         *,
         edges: Path | None = None,
-    ) -> Comparison:
+    ) -> BeforeAndAfter:
         """Upscale a file, with a picture of edges if there is one; the result is in a new folder below `place`.
 
         Raises:
@@ -142,7 +142,7 @@ class Service:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"The result cannot be stored on this page's machine ({error.strerror})") from error
-        return Comparison(before, after, told_file, size, time.monotonic() - start)
+        return BeforeAndAfter(before, after, told_file, size, time.monotonic() - start)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from basicsr.utils.errors import UserError, did_you_mean
-from ldm.console import OneLineParser, configure_logging, is_first_process, tell
-from ldm.training.options import INTERRUPTED, LOGGERS, REQUEUE, Options
+from ldm.console import INTERRUPTED, OneLineParser, configure_logging, is_first_process, tell
+from ldm.training.options import LOGGERS, REQUEUE, Options
 from ldm.training.trainer_flags import TRAINER_FLAGS
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 LOGGERS = ("wandb", "tensorboard", "csv")
-INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
 REQUEUE = 75  # after SIGTERM and SIGUSR1: EX_TEMPFAIL of sysexits.h, "try again later"
 
 

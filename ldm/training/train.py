@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback, LambdaCallback, ModelCheckpoin
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, first_line
 from ldm.config import Config, check_config, check_paths, load_config
-from ldm.console import tell
+from ldm.console import INTERRUPTED, tell
 from ldm.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
 from ldm.training.build import Run, build_data, build_trainer, build_training_model, trainer_arguments, yaml_callbacks
 from ldm.training.callbacks.checkpoints import Interrupted, KeepLast
@@ -26,7 +26,7 @@ from ldm.training.callbacks.edge_probe import EdgeProbe
 from ldm.training.callbacks.progress import last_losses
 from ldm.training.check import check
 from ldm.training.loggers import finish_loggers, make_loggers, read_metrics, wandb_folder
-from ldm.training.options import INTERRUPTED, REQUEUE, Options
+from ldm.training.options import REQUEUE, Options
 from ldm.training.plots import save_loss_curves
 from ldm.training.resume import check_changes
 
@@ -158,7 +158,7 @@ def test(run: Run, model: pl.LightningModule, checkpoint: Path | None) -> None:
     params = {key: value for key, value in run.config.get("test_data.params", {}).items() if key != "train"}
     values = {**run.config.values, "test_data": {**run.config.values["test_data"], "params": params}}
     data = build_data(Config(values, run.config.sources), run.settings, "test_data")
-    # A trainer of its own, without loggers: these losses are no points of the validation curve.
+    # A trainer of its own, without loggers: these losses are not points of the validation curve.
     arguments = trainer_arguments(run.config) | {"enable_progress_bar": False, "enable_checkpointing": False}
     trainer = pl.Trainer(**arguments, logger=False, default_root_dir=run.folder.path, use_distributed_sampler=False)
     (losses,) = trainer.validate(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)

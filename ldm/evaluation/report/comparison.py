@@ -9,6 +9,7 @@ from basicsr.metrics.table import METRICS
 from basicsr.utils.errors import FieldError, did_you_mean
 from ldm.evaluation.report.statistics import Paired, compare
 from ldm.evaluation.report.summary import CONDITIONS, CheckpointResult, Report, RunResult
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,9 @@ def compare_runs(report: Report, baseline: str | None = None, at: str = "last") 
     return Comparison(tuple(runs), chosen, how)
 
 
-def _by_weight(run: RunResult) -> tuple[bool, bool, float, int]:
-    weight, order = run.edge_loss_weight, ["", *CONDITIONS]
-    number = weight if isinstance(weight, float | int) else 0.0
-    return weight is None, isinstance(weight, str), number, order.index(run.condition)
+def _by_weight(run: RunResult) -> tuple[bool, EdgeWeight, int]:
+    order = ["", *CONDITIONS]
+    return run.edge_weight is None, run.edge_weight or EdgeWeight(0.0), order.index(run.condition)
 
 
 def _figures(paired: Paired) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import write_whole
 from ldm.evaluation.report.statistics import Interval, bootstrap_mean
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 FILE = "report.json"
 # What a model that sees edges is told, from the least to the most, in words. `ldm.inference.edges` says what they are.
@@ -86,10 +87,14 @@ class RunResult:
     group: str = ""
 
     @property
+    def edge_weight(self) -> EdgeWeight | None:
+        """`edge_loss_weight`, parsed."""
+        return None if self.edge_loss_weight is None else EdgeWeight.parse(self.edge_loss_weight)
+
+    @property
     def weight(self) -> str:
-        """`0.1`, or `auto:0.2` as it is; a dash for an arm that is no run."""
-        weight = self.edge_loss_weight
-        return "–" if weight is None else weight if isinstance(weight, str) else f"{weight:g}"
+        """Such as `0.1` or `auto:0.2`; a dash for an arm that is not a run."""
+        return "–" if self.edge_weight is None else str(self.edge_weight)
 
     @property
     def origin(self) -> str:
@@ -224,8 +229,10 @@ def _as_run(content: Any) -> RunResult:
         for each in content["checkpoints"]
     )
     weight, condition = content["edge_loss_weight"], str(content.get("condition", ""))
-    if not checkpoints or not isinstance(weight, float | int | str | None):
-        raise ValueError("a run without results, or with a weight that is none")
+    if not checkpoints:
+        raise ValueError("a run without results")
+    if weight is not None:
+        EdgeWeight.parse(weight)
     group = str(content.get("group", ""))
     if bool(condition) != bool(group) or condition not in ("", *CONDITIONS):
         raise ValueError("a condition that there is not, or one of no run")
