@@ -143,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         checks.whole_number("--seeds", args.seeds, 1)
-        check_paths(load_config([BASE], args.words))
         check_same_settings(args)
+        check_paths(load_config([BASE], args.words))
         cut_pictures(args.data, args.out / "pictures")
         todo = [(arm, seed) for arm in ARMS for seed in range(1, args.seeds + 1)]
         runs = [train(args, arm, seed) for arm, seed in tqdm(todo, desc="runs")]

@@ -137,7 +137,9 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser("upscale.py", description=__doc__)
     _add_files(parser.add_argument_group("files"))
     add_model(parser.add_argument_group("model"))
-    _add_settings(parser.add_argument_group("settings"))
+    settings = parser.add_argument_group("settings")
+    _add_settings(settings)
+    _add_conditions(settings)
     return parser
 
 
@@ -174,12 +176,13 @@ def add_model(group: argparse._ArgumentGroup) -> None:
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
 
 
-def _add_settings(group: argparse._ArgumentGroup) -> None:
-    def default(field: str) -> str:
-        """A setting's default, with the other one of the demo weights."""
-        usual, demo = getattr(DEFAULTS, field), getattr(DEMO_DEFAULTS, field)
-        return f"(default: {usual}, with the demo weights {demo})" if demo != usual else f"(default: {usual})"
+def default(field: str) -> str:
+    """A setting's default, with the other one of the demo weights."""
+    usual, demo = getattr(DEFAULTS, field), getattr(DEMO_DEFAULTS, field)
+    return f"(default: {usual}, with the demo weights {demo})" if demo != usual else f"(default: {usual})"
 
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--upscale",
@@ -197,28 +200,6 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         metavar="T",
         help="start at step T of 999 instead of the last: lower is closer to the input",
     )
-    add(
-        "--start",
-        metavar="NAME",
-        help="from input (its latent, noised) or from noise alone; auto (the default) is input, but noise where edges "
-        "become a picture",
-    )
-    add(
-        "--edges",
-        metavar="lq|none|file|PATH",
-        help="for a model that sees edges: those of the input (lq, the default), none, or pictures of edges, white on "
-        "black: NAME_edge.png beside each input (file), the same or NAME.png in a folder, or one file. Where edges "
-        "become a picture, the input itself is the one of edges (input, the default there). dummy is a blank sheet",
-    )
-    add("--edge_scale", type=float, metavar="X", help="towards these edges, away from none (default: 1, no guidance)")
-    add(
-        "--guidance_scale",
-        type=float,
-        metavar="X",
-        help="towards --prompt, away from --negative_prompt (default: 1, no guidance)",
-    )
-    add("--prompt", metavar="TEXT", help='(default: "")')
-    add("--negative_prompt", metavar="TEXT", help='(default: "")')
     add(
         "--dec_w",
         type=float,
@@ -245,6 +226,33 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         help=f"tiles, or small pictures, that go through the network at once {default('batch')}",
     )
     add("--seed", type=int, metavar="N", help=f"same seed, same result {default('seed')}")
+
+
+def _add_conditions(group: argparse._ArgumentGroup) -> None:
+    """The flags that say what a result is steered by."""
+    add = group.add_argument
+    add(
+        "--start",
+        metavar="NAME",
+        help="from input (its latent, noised) or from noise alone; auto (the default) is input, but noise where edges "
+        "become a picture",
+    )
+    add(
+        "--edges",
+        metavar="lq|none|file|PATH",
+        help="for a model that sees edges: those of the input (lq, the default), none, or pictures of edges, white on "
+        "black: NAME_edge.png beside each input (file), the same or NAME.png in a folder, or one file. Where edges "
+        "become a picture, the input itself is the one of edges (input, the default there). dummy is a blank sheet",
+    )
+    add("--edge_scale", type=float, metavar="X", help="towards these edges, away from none (default: 1, no guidance)")
+    add(
+        "--guidance_scale",
+        type=float,
+        metavar="X",
+        help="towards --prompt, away from --negative_prompt (default: 1, no guidance)",
+    )
+    add("--prompt", metavar="TEXT", help='(default: "")')
+    add("--negative_prompt", metavar="TEXT", help='(default: "")')
 
 
 def _tile(word: str) -> int | str:
