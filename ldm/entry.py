@@ -22,6 +22,8 @@ COMMANDS = {
     "evaluate": Command("ldm.evaluation.measure.cli", "measure the checkpoints of runs"),
     "compare": Command("ldm.evaluation.report.cli", "compare the runs of a report"),
     "generate-cfw-data": Command("ldm.inference.generate_cfw_data", "make the data that CFW trains on"),
+    "inspect": Command("ldm.exchange.inspect_cli", "tell what a file of weights is"),
+    "export": Command("ldm.exchange.export_cli", "write weights in other forms, and bring them to the hub"),
     "edge-maps": Command("ldm.inference.edge_maps", "write the edge maps of a folder"),
     "app": Command("ldm.inference.app", "serve a web page that upscales pictures"),
 }

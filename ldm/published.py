@@ -18,6 +18,15 @@ TARGETS = {
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.perceptual.LPIPSWithDiscriminator",
 }
 
+# Of branches that the edge fork's author gave up: targets, and keys of the U-Net.
+ABANDONED = (
+    "ldm.models.diffusion.ddpm_with_edge.LatentDiffusionSRTextWTWithEdge",
+    "ldm.modules.diffusionmodules.unet_with_edge.UNetModelDualcondV2WithEdge",
+    "ldm.modules.edge_processor.EdgeProcessor",
+)
+ABANDONED_KEYS = ("use_edge_map", "use_edge_processing", "use_edge_fusion", "edge_input_channels", "edge_weight")
+INSTEAD = "is of an abandoned branch: for edges as an input set structcond_stage_config.params.in_channels: 8 instead"
+
 # The general model and that of faces, which takes the same keys.
 _STAGE_1 = (
     "ldm.models.diffusion.ddpm.LatentDiffusionSRTextWT",
@@ -30,6 +39,7 @@ _VAE = "ldm.models.autoencoder.AutoencoderKL"
 _CFW = "ldm.models.autoencoder.AutoencoderKLResi"
 DDCONFIG = "ldm.modules.diffusionmodules.model.DDConfig"
 _TEXT = "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"
+_FACES = "basicsr.data.ffhq_degradation_dataset.FFHQDegradationDataset"
 
 # Read by nobody, or not here: the data side looks up use_usm and random_size; precision is the trainer's matter.
 IGNORED: Mapping[str, Collection[str]] = {
@@ -42,6 +52,7 @@ IGNORED: Mapping[str, Collection[str]] = {
     _VAE: ("image_key", "monitor", "colorize_nlabels"),
     _CFW: ("image_key", "monitor", "colorize_nlabels", "use_usm"),
     _TEXT: ("version",),
+    _FACES: ("component_path", "eye_enlarge_ratio"),  # of crop_components
 }  # fmt: skip
 
 _BLOCKS_OF_CONVOLUTIONS = {
@@ -54,6 +65,7 @@ FIXED: Mapping[str, Mapping[str, Any]] = {
         _STAGE_1, {"conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None}
     ),
     _CFW: {"synthesis_data": False},
+    _FACES: {"crop_components": False},
     DDCONFIG: {"double_z": True},
     _UNET: {**_BLOCKS_OF_CONVOLUTIONS, "use_spatial_transformer": True},
     _STRUCTURE: _BLOCKS_OF_CONVOLUTIONS,
@@ -89,6 +101,8 @@ def translated(target: str, params: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
     blocks: dict[str, dict[str, Any]] = {}
     for key, value in params.items():
+        if target == _UNET and key in ABANDONED_KEYS:
+            raise FieldError(key, INSTEAD)
         if key in fixed and value != fixed[key]:
             raise FieldError(key, f"is {value!r}, which is not supported: use {fixed[key]!r} or leave it out")
         if key in folded:

@@ -26,6 +26,8 @@ def get_obj_from_str(path: str) -> Any:
     Raises:
         UserError: there is no such module, or nothing of that name in it.
     """
+    if path in published.ABANDONED:
+        raise UserError(f"target {path} {published.INSTEAD}")
     path = published.TARGETS.get(path, path)
     module_name, _, name = str(path).rpartition(".")
     if not module_name:
@@ -64,7 +66,7 @@ def check_arguments(
     plain annotation (numbers, strings, lists, mappings); `handed_over` names arguments that come from elsewhere. The
     key is "" where a name is absent, and such as `edge.crop` within a block of options.
     """
-    target = f"{getattr(build, '__module__', '')}.{getattr(build, '__qualname__', '')}"
+    target = _name(build)
     try:
         signature = inspect.signature(build).parameters
         arguments = published.translated(target, params)
@@ -106,7 +108,12 @@ def instantiate_from_config(config: Mapping[str, Any], **handed_over: Any) -> An
     params = {**(config.get("params") or {}), **handed_over}
     if wrong := check_arguments(build, params, name=config["target"]):
         raise UserError(wrong[1])
-    return build(**params)
+    return build(**published.translated(_name(build), params))
+
+
+def _name(build: Any) -> str:
+    """The full name of a class or function, as `published` calls it."""
+    return f"{getattr(build, '__module__', '')}.{getattr(build, '__qualname__', '')}"
 
 
 def _type_hints(build: Callable[..., Any]) -> dict[str, Any]:

@@ -121,9 +121,11 @@ def evaluate(config: Config, sampling_steps: int) -> dict[str, float]:
     rows = []
     for seed in (1, 2):
         pair, rng = pair_of(config, seed), torch_rng("cpu", "edge experiment", seed)
-        z_lq = model.encode(pair, rng).z_lq
+        latents, noise = model.encode(pair, rng), model.noise(rng)
         guidance = Guidance(model.context(len(pair)))
-        z = model.sample(z_lq, guidance, Sampling(sampling_steps, "ddim"), noise=model.noise(rng))
+        z = model.sample(
+            latents.z_lq, guidance, Sampling(sampling_steps, "ddim"), z_struct=latents.z_struct, noise=noise
+        )
         sample_pm1 = model.decode(z).clamp(-1, 1)
         for pred, true, mine, gt in zip(
             edges_of(sample_pm1), edges_of(pair.gt_pm1), sample_pm1, pair.gt_pm1, strict=True

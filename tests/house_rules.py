@@ -20,7 +20,7 @@ LIGHTNING_ROOMS = (
 )
 # Floors of ldm/models/diffusion: a file may import from floors below its own, and above the ground from its own.
 FLOORS = (
-    {"schedule", "first_stage", "conditioning", "checkpoint", "tiling"},
+    {"schedule", "first_stage", "conditioning", "checkpoint", "tiling", "reference"},
     {"process", "edge_condition"},
     {"training_loss", "sampling", "guidance"},
     {"edge_term", "last_value"},
@@ -29,13 +29,15 @@ FLOORS = (
     {"faces"},
 )
 # What a room of ldm must not import. Rooms that are not there yet keep every rule.
-UPPER = ("ldm.inference", "ldm.evaluation", "ldm.training")
+UPPER = ("ldm.inference", "ldm.evaluation", "ldm.training", "ldm.exchange")
 FORBIDDEN = {
     "ldm/models": ("ldm.data", *UPPER),
     "ldm/models/diffusion": ("ldm.models.build",),
     "ldm/data": ("ldm.models", *UPPER),
-    "ldm/inference": ("ldm.evaluation", "ldm.training"),
-    "ldm/evaluation": ("ldm.training",),
+    "ldm/inference": ("ldm.evaluation", "ldm.training", "ldm.exchange"),
+    "ldm/evaluation": ("ldm.training", "ldm.exchange"),
+    "ldm/models/formats": ("ldm.models.diffusion", "ldm.models.build"),
+    "ldm/exchange": ("ldm.training", "ldm.inference", "ldm.evaluation.measure"),
     "ldm/evaluation/report": (
         "ldm.models",
         "ldm.modules",
@@ -44,7 +46,7 @@ FORBIDDEN = {
         "ldm.evaluation.measure",
         "torch",
     ),
-    "ldm/training": ("ldm.inference", "ldm.evaluation.report"),
+    "ldm/training": ("ldm.inference", "ldm.evaluation.report", "ldm.exchange"),
 }
 # What stands in ldm/ beside the rooms serves them all, and knows none of them.
 LOOSE = ("util", "config", "published", "console", "shipped", "entry")

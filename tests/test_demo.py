@@ -10,9 +10,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from basicsr.utils.errors import UserError
 from ldm.config import load_config
-from ldm.models.diffusion.checkpoint import read_state_dict
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).parents[1]
@@ -68,16 +66,3 @@ def test_pictures_are_cut_into_tiles_and_kept(tmp_path: Path, monkeypatch: pytes
     tiles[0].write_bytes(b"mine")
     photos.write(tmp_path)
     assert tiles[0].read_bytes() == b"mine"
-
-
-def test_exported_weights_are_the_checkpoints_in_half_precision(tmp_path: Path) -> None:
-    state = {"a.weight": torch.linspace(-1, 1, 7), "steps": torch.tensor(3), "b.weight": torch.ones(2)}
-    torch.save({"state_dict": state, "global_step": 5}, tmp_path / "last.ckpt")
-    export = script("export_weights").export
-    export(tmp_path / "last.ckpt", tmp_path / "out.safetensors", without=["b."])
-    read = read_state_dict(tmp_path / "out.safetensors")
-    assert set(read) == {"a.weight", "steps"}
-    assert read["a.weight"].dtype == torch.float16 and torch.equal(read["steps"], state["steps"])
-    assert torch.allclose(read["a.weight"].float(), state["a.weight"], atol=1e-3)
-    with pytest.raises(UserError, match="is there already"):
-        export(tmp_path / "last.ckpt", tmp_path / "out.safetensors")

@@ -79,6 +79,17 @@ def test_it_builds_in_full_size(file: Path) -> None:
         assert (model.edge_condition.use, model.edge_condition.source) == ("alone", "gt")
 
 
+@pytest.mark.parametrize(
+    "file", [EDGE_800, CANNY_IN, OWN / CANNY_IN.name, OWN / "v2-finetune_text_T_512_edges_in.yaml"]
+)
+def test_a_check_misses_nothing_but_files(here: Path, capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    assert main(["--base", str(file), "--check"]) == 2
+    said = capsys.readouterr()
+    problems = [line for line in (said.err + said.out).splitlines() if line.startswith("error: ")]
+    assert problems and all("is not there" in line for line in problems)
+    assert ("sf is 1: trains to restore" in said.out) == (file == CANNY_IN)
+
+
 def test_the_forks_edge_yaml_trains_and_a_resumed_run_is_the_straight_one(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,9 +183,9 @@ def test_ctrl_c_saves_and_the_command_it_prints_goes_on(here: Path, capsys: pyte
     assert process.wait(timeout=60) == 130, said
     run = only_run(here)
     assert (run / "checkpoints" / "last.ckpt").is_file() and "Traceback" not in said
-    step = int(re.search(r"stopped after step (\d+) with everything saved", said)[1])  # type: ignore[index]
+    step = int(re.search(r"stopped after step (\d+) with everything saved", said)[1])  # type: ignore[index]  # None fails, as it should
     assert len(read_metrics(run / "metrics.csv")) >= step // 50
-    script, *words = shlex.split(re.search("go on with: python (.*)", said)[1])  # type: ignore[index]
+    script, *words = shlex.split(re.search("go on with: python (.*)", said)[1])  # type: ignore[index]  # None fails, as it should
     assert script == COMMAND[1] and main([*words, "--max_steps", str(step + 1)]) == 0
     assert f"(resumed at step {step})" in capsys.readouterr().out
 

@@ -44,3 +44,16 @@ def test_a_pair_that_does_not_fit_stops_before_training(here: Path, capsys: pyte
     *_, line = capsys.readouterr().err.strip().splitlines()
     assert "data.params.train: sets.0: dataroot_lq has pictures of a wrong size" in line
     assert "small/2.png is 20x24 and 2.png 48x48" in line
+
+
+def test_check_looks_inside_the_sets(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (here / "pairs.yaml").read_text().replace("dataroot_lq: small", "dataroot_lq: gone", 1)
+    (here / "pairs.yaml").write_text(text.replace("{gt_path: pictures", "{edge_map_path: maps, gt_path: away", 1))
+    assert main(["--base", "pairs.yaml", "--check"]) == 2
+    said = capsys.readouterr().out
+    at = "pairs.yaml, line 9: data.params.train.params.sets"
+    assert f"{at}.0.params.dataroot_lq: 'gone' is not there in {here}; set data.params.train.params.sets.0." in said
+    assert f"{at}.1.params.gt_path: 'away' is not there" in said
+    assert f"{at}.1.params.edge_map_path: 'maps' is not there in {here}; set" in said
+    assert "to a folder of edge maps, or to null for none" in said
+    assert "problems: 3" in said

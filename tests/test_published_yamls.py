@@ -15,13 +15,17 @@ from test_configs import TINY
 
 from basicsr.data.latent_pair import LatentPair
 from basicsr.data.pair_pool import Pair
-from ldm.config import Config, check_config, check_paths, load_config
+from ldm.config import PATH_KEYS, Config, _paths, check_config, check_paths, load_config
+from ldm.inference import Upscaler
+from ldm.inference.settings import UpscaleSettings
 from ldm.models.build import build_model
 from ldm.models.diffusion import faces
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.util import check_arguments, get_obj_from_str, instantiate_from_config
+from main import main
 
-PUBLISHED = sorted((Path(__file__).parent / "published").glob("*.yaml"))
+EVERY = sorted((Path(__file__).parent / "published").glob("*.yaml"))
+PUBLISHED = [file for file in EVERY if "inference" not in file.name]
 DATA = ("data", "test_data")
 SIDE = 64
 FACE = next(file for file in PUBLISHED if file.name == "v2-finetune_face_T_512.yaml")
@@ -43,7 +47,7 @@ def with_pictures(config: Config, folder: Path) -> Config:
     """The config with paths and sizes that a user gives as words, for a folder of small pictures."""
     for dataset in datasets(config.values):
         params = dataset["params"]
-        params |= {key: str(folder) for key in ("gt_path", "dataroot_gt") if key in params}
+        params |= {key: str(folder) for key in ("gt_path", "dataroot_gt", "face_gt_path") if key in params}
         params |= {key: SIDE for key in ("crop_size", "out_size", "gt_size") if key in params}
     config.values.get("degradation", {})["gt_size"] = SIDE
     for block in DATA:
@@ -131,6 +135,79 @@ def test_stage_1_trains_with_shrunken_widths(file: Path, pictures: Path) -> None
     assert len(losses) == 2 and np.isfinite(losses).all()
 
 
+@pytest.mark.parametrize("file", [file for file in PUBLISHED if "autoencoder" in file.name], ids=named)
+def test_stage_2_trains_with_shrunken_widths(file: Path, pictures: Path) -> None:
+    words = ["ddconfig.ch=32", "ddconfig.ch_mult=[1,1,1,1]", "ckpt_path=null", "lossconfig.params.perceptual_weight=0"]
+    config = with_pictures(load_config([file], [f"model.params.{word}" for word in words]), pictures)
+    model = build_model(config)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data_module(config, "data"))
+    assert trainer.global_step == 2
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and all("fusion_layer" in name or name.startswith("loss.discriminator.") for name in moved)
+
+
+def path_words(config: Config, folder: Path) -> list[str]:
+    """The words by which a user gives the paths."""
+    found = [path for block in ("model", *DATA) for path in _paths(config.values.get(block), (block,))]
+    return [
+        f"{'.'.join(path)}={'null' if path[-1] in ('ckpt_path', 'meta_info') else folder}"
+        for path in found
+        if path[-1] in PATH_KEYS and config.get(".".join(path)) is not None
+    ]
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=named)
+def test_check_finds_nothing_but_paths(file: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--check builds the model in full size, on the meta device, and the data sets."""
+    words = path_words(load_config([file]), pictures)
+    assert main(["--base", str(file), "--check"]) == 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
+    assert lines and all("is not there" in line for line in lines)
+    assert main(["--base", str(file), "--check", *words]) == 0, capsys.readouterr().out
+
+
+def test_a_model_block_alone_upscales(tmp_path: Path) -> None:
+    (file,) = (file for file in EVERY if "inference" in file.name)
+    config = load_config([file], TINY)
+    assert list(config.values) == ["model"]
+    (tmp_path / file.name).write_text(config.to_yaml())
+    torch.save({"state_dict": build_model(config).state_dict()}, tmp_path / "model.ckpt")
+    settings = UpscaleSettings(steps=1, upscale=1, tile=64)
+    upscaler = Upscaler.from_checkpoint(tmp_path / file.name, tmp_path / "model.ckpt", settings=settings, device="cpu")
+    assert upscaler.networks.frame == 512
+    assert upscaler(torch.rand(3, 64, 64)).shape == (3, 64, 64)  # type: ignore[union-attr]
+
+
+ABANDONED = "ldm.models.diffusion.ddpm_with_edge.LatentDiffusionSRTextWTWithEdge"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"model.target={ABANDONED}",
+        "model.params.unet_config.target=ldm.modules.diffusionmodules.unet_with_edge.UNetModelDualcondV2WithEdge",
+        "model.params.unet_config.params.use_edge_map=true",
+        "model.params.unet_config.params.use_edge_processing=true",
+        "model.params.unet_config.params.use_edge_fusion=true",
+        "model.params.unet_config.params.edge_input_channels=4",
+        "model.params.unet_config.params.edge_weight=1.0",
+    ],
+)
+def test_the_forks_abandoned_branches_are_refused_with_the_way_out(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = next(file for file in PUBLISHED if file.name == "v2-finetune_text_T_512.yaml")
+    assert main(["--base", str(file), word, "--train", "false"]) == 2
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "structcond_stage_config.params.in_channels: 8" in lines[0], lines
+
+
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_faces_differ_from_the_general_model_in_a_rare_lq_alone(
     probability: float, pictures: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,9 +215,9 @@ def test_faces_differ_from_the_general_model_in_a_rare_lq_alone(
     clean: list[bool] = []
     encode = LatentDiffusionSRTextWT.encode
 
-    def noting(self: LatentDiffusionSRTextWT, pair: Pair, rng: torch.Generator) -> Any:
+    def noting(self: LatentDiffusionSRTextWT, pair: Pair, rng: torch.Generator, **options: Any) -> Any:
         clean.append(torch.equal(pair.lq_pm1, pair.gt_pm1))
-        return encode(self, pair, rng)
+        return encode(self, pair, rng, **options)
 
     monkeypatch.setattr(LatentDiffusionSRTextWT, "encode", noting)
     monkeypatch.setattr(faces, "NO_DEGRADATION_PROB", probability)

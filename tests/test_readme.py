@@ -16,7 +16,7 @@ from ldm.training.cli import parse_arguments
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 # Without what is about the flags of other programs than main.py.
-ABOUT_OTHERS = r"(## (Upscaling|Second stage \(CFW\)|Did it get better\?)\n|Upscaling, where).*?(?=\n## )"
+ABOUT_OTHERS = r"(## (Upscaling|Second stage \(CFW\)|Did it get better\?|Checkpoints)\n|Upscaling, where).*?(?=\n## )"
 LINES_OF_OTHERS = r"[^\n]*(scripts/|stablesr-edge|pip install|conda env)[^\n]*"
 OF_MAIN = re.sub(f"{ABOUT_OTHERS}|{LINES_OF_OTHERS}", "", TEXT, flags=re.DOTALL)
 

@@ -33,7 +33,7 @@ class Numbered(Dataset[Batch]):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)  # type: ignore[arg-type]  # Dataset declares no __len__
 
     def __getitem__(self, draw: int) -> Batch:
         return {**self.dataset[draw], "draw": draw}

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from basicsr.utils.errors import FieldError, UserError
 from ldm.console import OneLineParser
-from ldm.inference.cli import add_model, told
+from ldm.inference.cli import add_model, checkpoint_of, told
 
 MAX_PIXELS = 4096 * 4096
 MAX_FILE_SIZE = "200mb"
@@ -56,12 +56,17 @@ def serve(args: argparse.Namespace, cache: Path) -> int:
     from ldm.inference.service import Service
 
     upscaler = Upscaler.from_checkpoint(
-        args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, device=args.device, precision=args.precision
+        args.base,
+        checkpoint_of(args),
+        variant=args.variant,
+        cfw_ckpt=args.cfw_ckpt,
+        device=args.device,
+        precision=args.precision,
     )
     where = "this machine" if args.host in ("127.0.0.1", "localhost", "::1") else "the machine that serves this page"
     visitors = Visitors(cache, MAX_STORED)
     service = Service(upscaler.networks, args.max_pixels)
-    blocks = build(service, visitors, upscaler.settings, demo=args.base is None, where=where)
+    blocks = build(service, visitors, upscaler.settings, demo=args.base is None and args.ckpt is None, where=where)
     try:
         blocks.launch(
             server_name=args.host,

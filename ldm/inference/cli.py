@@ -11,6 +11,7 @@ folder failed (they are listed at the end), 2 where nothing could be done, 130 a
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from basicsr.utils.errors import FieldError, UserError, closest
 from basicsr.utils.files import OutputError
 from basicsr.utils.img_util import MAX_PIXELS
-from ldm.console import OneLineParser, configure_logging, some_path
+from ldm.console import OneLineParser, configure_logging, is_first_process, some_path
 from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MAX_FACTOR, MIN_TILE, PRECISIONS, Edges, UpscaleSettings
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ FLAGS = {"config": "base"}  # fields whose flag has another name
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     configure_logging("ldm.inference")
+    if not is_first_process():
+        logging.disable(logging.WARNING)
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:
@@ -58,11 +61,17 @@ def run(args: argparse.Namespace) -> int:
         from ldm.config import load_config  # with torch: after mistakes in the flags
 
         given["upscale"] = load_config([args.base]).get("sf", DEFAULTS.upscale)
-    settings = replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)
+    if args.reference_range:
+        given["reference_range"] = tuple(args.reference_range)
+    replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)  # for its errors
 
     # Only now, so that --help and mistakes in the flags need not wait for torch.
-    from ldm.inference.folder import FileOptions, check_output, list_tasks, upscale_files
+    from ldm.inference.choice import choose
+    from ldm.inference.folder import FileOptions, check_names, check_output, list_tasks, upscale_files
     from ldm.inference.pipeline import Upscaler
+    from ldm.inference.references import references_of
+    from ldm.inference.sharing import Team
+    from ldm.inference.tiled_vae import no_progress
 
     options = FileOptions(
         bits=args.bits,
@@ -72,12 +81,22 @@ def run(args: argparse.Namespace) -> int:
         max_pixels=args.max_pixels,
     )
     tasks = list_tasks(args.input, args.output, edge_files)
+    if args.reference is not None:
+        found = references_of([task.source for task in tasks], args.input, args.reference)
+        tasks = [replace(task, reference=file) for task, file in zip(tasks, found, strict=True)]
     check_output(args.output)
+    check_names(tasks, options)
+    team = Team.of(args.devices, device=args.device)
+    device = str(team.device) if team.size > 1 else args.device
+    config, ckpt, defaults = choose(args.base, checkpoint_of(args), args.variant)
+    settings = replace(defaults, **given)
     upscaler = Upscaler.from_checkpoint(
-        args.base, args.ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=args.device, precision=args.precision
+        config, ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=device, precision=args.precision
     )
     options = replace(options, edges_told=args.save_edges and upscaler.networks.model.edge_condition is not None)
-    return report(upscale_files(upscaler, tasks, options, progress_bars), args)
+    outcome = upscale_files(upscaler, team.share(tasks), options, progress_bars if team.first else no_progress)
+    parts = team.gathered((len(outcome.finished), len(outcome.skipped), failures(outcome)))
+    return report(parts, args) if team.first else 0
 
 
 def edges_of(word: str | None) -> tuple[str | None, "Path | Literal['beside'] | None"]:
@@ -95,23 +114,38 @@ def edges_of(word: str | None) -> tuple[str | None, "Path | Literal['beside'] | 
     return "file", Path(word)
 
 
-def report(outcome: "Outcome", args: argparse.Namespace) -> int:
-    """Say what was done and what failed; returns the exit status."""
-    for task, error in outcome.failed:
-        reason = told(error)
-        # Messages of the reader begin with the path already.
-        _say(f"error: {reason}" if reason.startswith(str(task.source)) else f"error: {task.source}: {reason}")
+def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
+    """What --ckpt and --sd name together."""
+    if args.sd is not None and args.ckpt is None:
+        raise FieldError("sd", "is given without --ckpt: name the module, or another checkpoint of StableSR, there")
+    ckpt: str | None = args.ckpt
+    return ckpt if args.sd is None or ckpt is None else [args.sd, ckpt]
+
+
+def failures(outcome: "Outcome") -> list[str]:
+    """A line for each picture that failed."""
+    told_of = [(task.source, told(error)) for task, error in outcome.failed]
+    # Messages of the reader begin with the path already.
+    return [reason if reason.startswith(str(source)) else f"{source}: {reason}" for source, reason in told_of]
+
+
+def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace) -> int:
+    """Say how many were finished, were skipped, and what failed in each process; returns the exit status."""
+    finished, skipped = (sum(part[index] for part in parts) for index in (0, 1))
+    failed = [line for part in parts for line in part[2]]
+    for line in failed:
+        _say(f"error: {line}")
     counts = [
-        f"{len(outcome.finished)} upscaled",
-        f"{len(outcome.skipped)} skipped, finished before (--overwrite)",
-        f"{len(outcome.failed)} failed",
+        f"{finished} upscaled",
+        f"{skipped} skipped, finished before (--overwrite)",
+        f"{len(failed)} failed",
     ]
     said = [words for words in counts if not words.startswith("0")] or counts[:1]
-    if len(outcome.failed) != 1 or args.input.is_dir():
+    if len(failed) != 1 or args.input.is_dir():
         sys.stdout.write(f"{', '.join(said)}; results: {args.output}\n")
-    if not outcome.failed:
+    if not failed:
         return 0
-    return 1 if outcome.finished or outcome.skipped else 2
+    return 1 if finished or skipped else 2
 
 
 def _say(line: str) -> None:
@@ -140,6 +174,7 @@ def make_parser() -> OneLineParser:
     settings = parser.add_argument_group("settings")
     _add_settings(settings)
     _add_conditions(settings)
+    _add_reference(parser.add_argument_group("reference, for aligned faces"))
     return parser
 
 
@@ -157,6 +192,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         help="write the edge maps of input and result beside it, and the one that the model was told, if it was",
     )
     add("--compare", action="store_true", help="write a before/after strip beside it")
+    add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
     add(
         "--max_pixels",
         type=int,
@@ -169,9 +205,11 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
 def add_model(group: argparse._ArgumentGroup) -> None:
     """The flags that say which networks to load, and where."""
     add = group.add_argument
-    add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
-    add("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors")
-    add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), for results closer to the input")
+    add("--base", metavar="YAML", help="the config that the checkpoint was trained with (default: the one that fits)")
+    add("--ckpt", metavar="FILE", help="the checkpoint: .ckpt or .safetensors, a folder, or hf://owner/name[/file]")
+    add("--sd", metavar="FILE", help="Stable Diffusion 2.1, or a model tuned from it, where --ckpt is a module alone")
+    add("--variant", metavar="NAME", help="without --base: 512, 768v or turbo, where a checkpoint may be any of them")
+    add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), or the layers of CFW alone")
     add("--precision", default="fp32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: fp32)")
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
 
@@ -253,6 +291,26 @@ def _add_conditions(group: argparse._ArgumentGroup) -> None:
     )
     add("--prompt", metavar="TEXT", help='(default: "")')
     add("--negative_prompt", metavar="TEXT", help='(default: "")')
+
+
+def _add_reference(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--reference",
+        type=some_path,
+        metavar="FOLDER|FILE",
+        help="pictures of the same faces, aligned alike, by the inputs' names: results are drawn towards them",
+    )
+    rate, steps, (first, last) = DEFAULTS.reference_rate, DEFAULTS.reference_steps, DEFAULTS.reference_range
+    add("--reference_rate", type=float, metavar="X", help=f"of a gradient step; 0.5 is all the way (default: {rate})")
+    add("--reference_steps", type=int, metavar="N", help=f"gradient steps at each sampling step (default: {steps})")
+    add(
+        "--reference_range",
+        type=int,
+        nargs=2,
+        metavar=("T", "T"),
+        help=f"between which steps of 0 to 999, whatever --steps is (default: {first} {last})",
+    )
 
 
 def _tile(word: str) -> int | str:

@@ -23,11 +23,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpscaleTask:
-    """A picture and the PNG file that it becomes; `edges` is the picture of its edges, where it comes with one."""
+    """A picture and the PNG file that it becomes.
+
+    edges: the picture of its edges, where it comes with one. reference: a picture that the result is drawn towards.
+    """
 
     source: Path
     target: Path
     edges: Path | None = None
+    reference: Path | None = None
 
     def beside(self, what: str) -> Path:
         """The path of a picture that belongs to the result."""
@@ -179,17 +183,21 @@ class _Read:
     task: UpscaleTask
     picture: Picture
     edges: Picture | None
+    reference: Picture | None
 
     @classmethod
     def of(cls, task: UpscaleTask, options: FileOptions) -> "_Read":
         def read(file: Path) -> Picture:
             return Picture.from_stored(read_picture(file, options.max_pixels))
 
-        return cls(task, read(task.source), None if task.edges is None else read(task.edges))
+        edges, reference = (None if file is None else read(file) for file in (task.edges, task.reference))
+        return cls(task, read(task.source), edges, reference)
 
 
 def _upscaled(upscaler: Upscaler, batch: Sequence[_Read], progress: Progress) -> list[Picture]:
-    return upscaler.upscale([read.picture for read in batch], progress, [read.edges for read in batch])
+    references = [read.reference for read in batch if read.reference is not None]
+    edges = [read.edges for read in batch]
+    return upscaler.upscale([read.picture for read in batch], progress, edges, references=references or None)
 
 
 def _alone(upscaler: Upscaler, read: _Read, progress: Progress) -> Picture | UserError:
@@ -265,5 +273,5 @@ def _write(upscaler: Upscaler, read: _Read, result: Picture, options: FileOption
 def _mark(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> str:
     """What a result depends on, in short: the picture's file and that of its edges, the settings and the weights."""
     settings = replace(upscaler.settings, batch=1)  # which changes no result
-    files = [file.read_bytes() for file in (task.source, task.edges) if file is not None]
+    files = [b"" if file is None else file.read_bytes() for file in (task.source, task.reference, task.edges)]
     return digest(repr((settings, options.bits, upscaler.networks.identity)), *files)

@@ -14,9 +14,9 @@ from ldm import shipped
 from ldm.config import Config, load_config
 from ldm.inference.settings import PRECISIONS, check_choice
 from ldm.models.autoencoder import AutoencoderKLResi
-from ldm.models.build import build_model
-from ldm.models.diffusion.checkpoint import read_state_dict
+from ldm.models.build import FIRST_STAGE, build_model
 from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
+from ldm.models.formats.reading import Source, as_given, named, read_state_dict
 from ldm.modules.diffusionmodules.blocks import Downsample
 from ldm.util import get_obj_from_str
 
@@ -70,13 +70,15 @@ class Networks:
     @classmethod
     def load(
         cls,
-        config_file: str | Path,
-        ckpt: str | Path,
+        config: str | Path | Config,
+        ckpt: Source,
         cfw_ckpt: str | Path | None = None,
         device: str = "auto",
         precision: str = "fp32",
     ) -> "Networks":
-        """Build what the config describes and load the checkpoints into it.
+        """Build what the config, or the file of one, describes and load the checkpoints into it.
+
+        cfw_ckpt: a second-stage autoencoder, or the layers of CFW alone, which then join the checkpoint's autoencoder.
 
         Raises:
             UserError: a config that is not one of StableSR's, or a checkpoint that does not fit it or lacks what
@@ -85,9 +87,12 @@ class Networks:
         """
         where = chosen_device(device)
         dtype = DTYPES[check_choice("precision", precision, PRECISIONS)]
-        config = load_config([config_file], ["model.params.edge_loss_weight=0"])  # nothing is trained here
-        model = _model(config, str(config_file), ckpt).eval().requires_grad_(requires_grad=False)
-        cfw = None if cfw_ckpt is None else _cfw(config, cfw_ckpt).eval().requires_grad_(requires_grad=False).to(where)
+        if not isinstance(config, Config):
+            config = load_config([config], ["model.params.edge_loss_weight=0"])  # nothing is trained here
+        model = _model(config, ckpt).eval().requires_grad_(requires_grad=False)
+        cfw = None
+        if cfw_ckpt is not None:
+            cfw = _cfw(config, ckpt, cfw_ckpt).eval().requires_grad_(requires_grad=False).to(where)
         networks: tuple[nn.Module, ...] = (model.model, model.structcond_stage_model)
         for network in networks:
             # Channels last: the layout that convolutions are fastest in, on both kinds of device.
@@ -109,26 +114,40 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRTextWT:
+def _model(config: Config, ckpt: Source) -> LatentDiffusionSRTextWT:
     target = config.get("model.target")
     if target is None:
-        raise UserError(f"{file} has no `model:` with a `target:` and `params:`; give the config that was trained with")
+        raise UserError(
+            f"{config.place(())} has no `model:` with a `target:` and `params:`; give the config that was trained with"
+        )
     kind = get_obj_from_str(str(target))
     if not (isinstance(kind, type) and issubclass(kind, LatentDiffusionSRTextWT)):
-        raise UserError(f"{file}: model.target is {target}; upscaling needs LatentDiffusionSRTextWT")
-    keys, added = read_state_dict(ckpt).keys(), dict[str, Callable[[str], bool]](MAY_BE_NEW)
+        raise UserError(
+            f"{config.place(('model', 'target'))}: model.target is {target}; upscaling needs LatentDiffusionSRTextWT"
+        )
+    keys, added = read_state_dict(ckpt, values=False).keys(), dict[str, Callable[[str], bool]](MAY_BE_NEW)
     for name in ("SPADE", "structure"):
         if not any(added[name](key) for key in keys):
             raise UserError(
-                f"{ckpt} holds no {name} weights: it is not a checkpoint of StableSR; give one, such as "
+                f"{named(ckpt)} holds no {name} weights: it is not a checkpoint of StableSR; give one, such as "
                 "stablesr_000117.ckpt or a run's checkpoints/last.ckpt"
             )
+    if all(".spade." in key for key in keys if key.startswith("model.diffusion_model.")):
+        raise FieldError(
+            "sd", f"is not given, and {named(ckpt)} holds nothing but what StableSR adds to Stable Diffusion: give both"
+        )
     built: LatentDiffusionSRTextWT = build_model(config, ckpt=ckpt)
     return built
 
 
-def _cfw(config: Config, cfw_ckpt: str | Path) -> AutoencoderKLResi:
+def _cfw(config: Config, ckpt: Source, cfw_ckpt: str | Path) -> AutoencoderKLResi:
     params = config.get("model.params.first_stage_config.params", {})
+    files = [str(cfw_ckpt)]
+    if all("fusion_layer" in key for key in read_state_dict(cfw_ckpt, values=False)):
+        # CFW is trained with the autoencoder of stage 1 as it is.
+        inside = any(key.startswith(FIRST_STAGE) for key in read_state_dict(ckpt, values=False))
+        first_stage = as_given(ckpt) if inside else params.get("ckpt_path")
+        files = [*([first_stage] if isinstance(first_stage, str) else first_stage or []), *files]
     return AutoencoderKLResi(
-        params.get("ddconfig", {}), {"target": "torch.nn.Identity"}, params.get("embed_dim", 4), ckpt_path=str(cfw_ckpt)
+        params.get("ddconfig", {}), {"target": "torch.nn.Identity"}, params.get("embed_dim", 4), ckpt_path=files
     )

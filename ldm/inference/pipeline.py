@@ -21,16 +21,22 @@ from torch import Tensor
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.ranges import from_pm1, to_pm1
 from basicsr.utils.rng import torch_rng
+from ldm.config import Config
 from ldm.inference.canvas import cropped, padded
+from ldm.inference.choice import choose
 from ldm.inference.color_fix import adaptive_instance_normalization, wavelet_reconstruction
 from ldm.inference.edges import EdgeTeller, as_picture
-from ldm.inference.networks import Networks, demo_files
+from ldm.inference.networks import Networks
 from ldm.inference.picture import AnyPicture, Picture, to_picture
-from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MIN_TILE, UpscaleSettings
+from ldm.inference.references import fitted
+from ldm.inference.settings import DEFAULTS, MIN_TILE, UpscaleSettings
 from ldm.inference.tiled_vae import Progress, TiledAutoencoder, no_progress
 from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.reference import Correction, towards
 from ldm.models.diffusion.sampling import Sampling, noise_of_pictures, truncated
 from ldm.models.diffusion.tiling import Tiling
+from ldm.models.formats.hub import is_reference
+from ldm.models.formats.reading import Source
 
 MIN_SIDE = 8  # pixels: there is nothing to see in less
 BYTES_PER_PIXEL = 100  # of the result: eight canvases of three floats, rounded up
@@ -69,9 +75,10 @@ class Upscaler:
     @classmethod
     def from_checkpoint(
         cls,
-        config: str | Path | None = None,
-        ckpt: str | Path | None = None,
+        config: Source | Config | None = None,
+        ckpt: Source | None = None,
         *,
+        variant: str | None = None,
         cfw_ckpt: str | Path | None = None,
         settings: UpscaleSettings | None = None,
         device: str = "auto",
@@ -79,41 +86,64 @@ class Upscaler:
     ) -> "Upscaler":
         """An upscaler from a training config and a checkpoint; without both, with the small demo weights.
 
+        A checkpoint alone, `from_checkpoint(FILE)`, has its config detected, and `variant`, 512, 768v or turbo, says
+        which of the published models with the same shapes it is. A checkpoint is a file, a folder in diffusers' layout
+        or hf://owner/name; or a list of them that make up one: [STABLE_DIFFUSION, MODULE].
         cfw_ckpt: a second-stage autoencoder, which decodes with the input's features. device: auto, cpu, cuda, cuda:1.
         precision: of the U-Net and the time-aware encoder: fp32, bf16 or fp16.
 
         Raises:
             UserError: a file or a choice does not fit; see `Networks.load`.
         """
-        if (config is None) != (ckpt is None):
-            given, lacking = ("ckpt", "config") if config is None else ("config", "ckpt")
-            raise FieldError(
-                lacking,
-                f"is not given: a {given} was given, and the two belong together; give the config that the checkpoint "
-                "was trained with, or neither for the demo weights",
-            )
-        if config is None or ckpt is None:
-            (config, ckpt), defaults = demo_files(), DEMO_DEFAULTS
-        else:
-            defaults = DEFAULTS
+        config, ckpt, defaults = choose(config, ckpt, variant)
         return cls(Networks.load(config, ckpt, cfw_ckpt, device, precision), settings or defaults)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        settings: UpscaleSettings | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> "Upscaler":
+        """An upscaler from the hub's page `owner/name`, or from a folder such as `stablesr-edge export` writes.
+
+        Raises:
+            UserError: as `from_checkpoint` does.
+        """
+        source = str(name) if Path(name).is_dir() or is_reference(name) else f"hf://{name}"
+        source += f"@{revision}" if revision else ""
+        return cls.from_checkpoint(None, source, variant=variant, settings=settings, device=device, precision=precision)
+
     def __call__(
-        self, picture: AnyPicture, progress: Progress = no_progress, *, edges: AnyPicture | None = None
+        self,
+        picture: AnyPicture,
+        progress: Progress = no_progress,
+        *,
+        edges: AnyPicture | None = None,
+        reference: AnyPicture | None = None,
     ) -> AnyPicture:
         """One picture, `upscale` times as large, of the kind that was given; a tensor may hold several, (B, C, H, W).
 
         `progress` may wrap each long loop to show how far it is. `edges`: with the setting `edges` at file, the picture
-        of edges, white on black, that the model is told; of any size, and one for all.
+        of edges, white on black, that the model is told; of any size, and one for all. `reference`: a picture of the
+        same face, aligned alike and of any size, as another program restored it, which the result is drawn towards; one
+        for all of a tensor.
 
         Raises:
             UserError: not a picture, a side below 8 pixels, or a result that is not finite.
             NotEnoughMemoryError: memory does not suffice.
         """
         if isinstance(picture, Tensor) and picture.ndim == 4 and len(picture):
-            return torch.stack([self(each, progress, edges=edges) for each in picture])  # type: ignore[misc]
+            several = [self(each, progress, edges=edges, reference=reference) for each in picture]
+            return torch.stack(several)  # type: ignore[arg-type]
         given, back = to_picture(picture)
-        return back(self.upscale([given], progress, [None if edges is None else to_picture(edges)[0]])[0])
+        drawn = None if edges is None else [to_picture(edges)[0]]
+        references = None if reference is None else [to_picture(reference)[0]]
+        return back(self.upscale([given], progress, drawn, references=references)[0])
 
     def canvas_size(self, picture: Picture) -> tuple[int, int]:
         """Height and width of the result with its padding, pixels: whole steps of the U-Net, and no less than a frame.
@@ -147,10 +177,12 @@ class Upscaler:
         pictures: Sequence[Picture],
         progress: Progress = no_progress,
         edges: Sequence[Picture | None] | None = None,
+        *,
+        references: Sequence[Picture] | None = None,
     ) -> list[Picture]:
         """Pictures of one `canvas_size` at once. Each draws noise of its own: the result does not depend on the others.
 
-        `edges`: a picture of edges for each, see `__call__`.
+        `edges`, `references`: one for each, see `__call__`.
 
         Raises:
             UserError: as `__call__` does.
@@ -173,7 +205,12 @@ class Upscaler:
             given = self._given(pictures, edges)
             maps = [self.edges.map_of(*each) for each in zip(large, lq_pm1, given, strict=True)]
             latents = self._latents(lq_pm1, maps, rngs, lambda image, rng: vae.encode(image, rng, progress))
-            z = self._sample(latents, rngs, progress).cpu()
+            correct = None
+            if references is not None:
+                shown = [fitted(each, like.size) for each, like in zip(references, large, strict=True)]
+                canvases = [to_pm1(padded(each.rgb_01[None], (height, width))) for each in shown]
+                correct = self._towards(canvases, vae)
+            z = self._sample(latents, rngs, progress, correct).cpu()
             return [
                 self._finished(picture, vae.decode(latent[None], image, progress))
                 for picture, latent, image in zip(large, z, lq_pm1, strict=True)
@@ -231,7 +268,14 @@ class Upscaler:
             raise FieldError("start", "is input: this model's edges are no latent to start from; choose noise")
         return Latents(z_struct, z_struct, z_without_edges)
 
-    def _sample(self, latents: Latents, rngs: Sequence[torch.Generator], progress: Progress) -> Tensor:
+    def _towards(self, references_pm1: Sequence[Tensor], vae: TiledAutoencoder) -> Correction:
+        """Of canvases (1, 3, H, W). What the encoder draws leaves the pictures' own noise alone."""
+        z_ref = [vae.encode(each, torch_rng("cpu", "reference", self.settings.seed)) for each in references_pm1]
+        return towards(torch.cat(z_ref).to(self.networks.device), self.settings.pull())
+
+    def _sample(
+        self, latents: Latents, rngs: Sequence[torch.Generator], progress: Progress, correct: Correction | None
+    ) -> Tensor:
         chosen, model, device = self.settings, self.networks.model, self.networks.device
         prompts = [chosen.prompt, chosen.negative_prompt]
         context, uncond = model.contexts(prompts).to(device)[:, None]
@@ -242,7 +286,7 @@ class Upscaler:
         with model.ema_scope():
             return model.sample(
                 latents.z_start.to(device),
-                Guidance(context, uncond, chosen.guidance_scale, without_edges, chosen.edge_scale),
+                Guidance(context, uncond, chosen.guidance_scale, without_edges, chosen.edge_scale, correct),
                 self.sampling,
                 tiling=tiling,
                 x_T=noise(latents.z_start.shape) if chosen.start == "noise" else None,

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, closest
+from ldm.models.diffusion.reference import ReferencePull
 
 Sampler = Literal["ddpm", "ddim"]
 ColorFix = Literal["adain", "wavelet", "none"]
@@ -37,6 +38,7 @@ class UpscaleSettings:
     tile: side of the tiles that the networks see, in pixels of the result: auto is the size that the networks were
         trained at, none the whole picture at once. tile_overlap: pixels, a third of a tile by default.
     batch: tiles, of one picture or of several small ones, that go through the network at once.
+    reference_rate, reference_steps, reference_range: of a reference picture, where there is one; see `ReferencePull`.
 
     Raises:
         FieldError: a value that cannot be.
@@ -59,6 +61,9 @@ class UpscaleSettings:
     tile_overlap: int | None = None
     seed: int = 42
     batch: int = 1
+    reference_rate: float = ReferencePull.rate
+    reference_steps: int = ReferencePull.steps
+    reference_range: tuple[int, int] = ReferencePull.between
 
     def __post_init__(self) -> None:
         checks.number("upscale", self.upscale, 1, MAX_FACTOR)
@@ -77,6 +82,7 @@ class UpscaleSettings:
             raise FieldError(
                 "start", f"is noise, which is all there is at the last step, not at start_t {self.start_t}"
             )
+        self.pull()
         if self.start_t is not None and self.steps > checks.whole_number("start_t", self.start_t, 0) + 1:
             raise FieldError(
                 "steps", f"is {self.steps}: from start_t {self.start_t} on at most {self.start_t + 1} can be taken"
@@ -88,6 +94,10 @@ class UpscaleSettings:
             raise FieldError("tile", f"is {self.tile}: give {MIN_TILE} pixels or more; less shows too little")
         if self.tile_overlap is not None:
             checks.whole_number("tile_overlap", self.tile_overlap, 0)
+
+    def pull(self) -> ReferencePull:
+        """How a reference draws."""
+        return ReferencePull(self.reference_rate, self.reference_steps, self.reference_range)
 
 
 DEFAULTS = UpscaleSettings()

@@ -7,9 +7,14 @@ Every process runs the same command, takes its share of the same list, and write
     done, failed = team.sums(done, failed)
 
 Lightning starts the processes and finds the ranks, on one machine as under Slurm or torchrun. What is made of a job
-must be a function of the job alone; then nothing depends on who does it.
+must be a function of the job alone; then nothing depends on who does it. Where one of them fails, the others stop
+within seconds.
 """
 
+import logging
+import os
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +31,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from basicsr.utils.errors import FieldError
 
 Job = TypeVar("Job")
+Value = TypeVar("Value")
 FOREVER = timedelta(days=365)  # the quickest process waits for the slowest at the end
 
 
@@ -59,6 +65,7 @@ class Team:
         started_elsewhere = SLURMEnvironment.detect() or TorchElasticEnvironment.detect()
         if count * nodes == 1 and not started_elsewhere:
             return cls(0, 1, torch.device(("cuda" if gpus else "cpu") if device == "auto" else device))
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         fabric = Fabric(
             accelerator="cuda" if gpus else "cpu",
             devices=count,
@@ -67,6 +74,9 @@ class Team:
             plugins=None if started_elsewhere else LightningEnvironment(),
         )
         fabric.launch()
+        if fabric.local_rank > 0 and not started_elsewhere:
+            # Lightning's first process watches over the others; nobody watches over the first one.
+            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         return cls(fabric.global_rank, fabric.world_size, fabric.device)
 
     @property
@@ -78,9 +88,30 @@ class Team:
         """This process's part of a list that all have alike."""
         return list(jobs[self.rank :: self.size])
 
+    def agreed(self, value: Value) -> Value:
+        """The first process's value, for all; anything that can be pickled."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def gathered(self, value: Value) -> list[Value]:
+        """Every process's value, by rank. They wait here for each other."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def sums(self, *numbers: float) -> list[float]:
         """Each number summed over all processes, which wait here for each other."""
         total = torch.tensor(numbers, dtype=torch.float64)
         if self.size > 1:
             dist.all_reduce(total)
         return total.tolist()
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

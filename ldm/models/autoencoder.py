@@ -26,7 +26,8 @@ from ldm.util import check_arguments, instantiate_from_config
 
 
 def _first_stage_part(state: StateDict) -> StateDict:
-    return take_prefix(state, "first_stage_model.")
+    fusion = {key: value for key, value in state.items() if key.startswith("decoder.fusion_layer")}
+    return take_prefix(state, "first_stage_model.") | fusion
 
 
 class AutoencoderKL(pl.LightningModule):
@@ -42,7 +43,7 @@ class AutoencoderKL(pl.LightningModule):
         ddconfig: Mapping[str, Any],
         lossconfig: Mapping[str, Any],
         embed_dim: int,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Sequence[str] | None = None,
         ignore_keys: Sequence[str] = (),
         *,
         learning_rate: float = 1e-4,
@@ -57,7 +58,7 @@ class AutoencoderKL(pl.LightningModule):
         self.decoder = self.make_decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * embed_dim, 1)
         # A narrow posterior to start training from: at the variance of 1 that zero means, noise drowns the latent.
-        nn.init.constant_(self.quant_conv.bias[embed_dim:], -5.0)  # type: ignore[index]
+        nn.init.constant_(self.quant_conv.bias[embed_dim:], -5.0)  # type: ignore[index]  # there is a bias
         self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
         self.loss = instantiate_from_config(lossconfig)
         if ckpt_path is not None:
@@ -139,7 +140,7 @@ class AutoencoderKLResi(AutoencoderKL):
         ddconfig: Mapping[str, Any],
         lossconfig: Mapping[str, Any],
         embed_dim: int,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Sequence[str] | None = None,
         ignore_keys: Sequence[str] = (),
         *,
         fusion_w: float = 1.0,
@@ -234,7 +235,7 @@ class AutoencoderKLResi(AutoencoderKL):
 
     def training_step(self, pair: Pair, batch_idx: int) -> None:  # type: ignore[override]
         """Two backward passes; at the last batch of those that accumulate, a step of both optimisers."""
-        autoencoder, discriminator = self.optimizers()  # type: ignore[attr-defined]
+        autoencoder, discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
         pair = _with_latents(pair)
         # The published loss ends at the discriminator: what it is to learn comes from its own.
         self.loss.discriminator.requires_grad_(False)
@@ -252,7 +253,9 @@ class AutoencoderKLResi(AutoencoderKL):
         self._log({**parts, **disc_parts, "loss": parts["total_loss"]}, "train", len(pair))
         if (batch_idx + 1) % self._accumulate == 0 or self.trainer.is_last_batch:
             autoencoder.step()
-            # Past Lightning's wrapper, which would count a second step of training.
+            # Past Lightning's wrapper, which would count a second step of training. In 16-mixed precision each of them
+            # adapts the loss's scale: after an overflow in the first the other's gradient counts twice, which its Adam
+            # hardly notices.
             self.trainer.strategy.optimizer_step(discriminator.optimizer, lambda: None, self)
             autoencoder.zero_grad()
             discriminator.zero_grad()

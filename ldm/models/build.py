@@ -1,24 +1,23 @@
 """From a config's `model:` block to a model: the one place where one is built."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from basicsr.utils.errors import FieldError, fields_named
 from ldm.config import Config
-from ldm.models.diffusion.checkpoint import read_state_dict
+from ldm.models.formats.reading import Source, as_given, read_state_dict
 from ldm.util import instantiate_from_config
 
 FIRST_STAGE = "first_stage_model."
 
 
-def build_model(config: Config, *, ckpt: str | Path | None = None, learning_rate: float | None = None) -> Any:
+def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: float | None = None) -> Any:
     """The model that `model.target` names, with `model.params`; `base_learning_rate` beside them is the caller's.
 
     Args:
         config: a merged config.
-        ckpt: a checkpoint of this very model, in place of the one to start training from. Nothing in it is ignored, and
-            the autoencoder's own file is read only where the checkpoint leaves the autoencoder out.
+        ckpt: a checkpoint of this very model, or several that make one up, in place of the one to start training from.
+            Nothing in it is ignored, and the autoencoder's own file is read only where it leaves the autoencoder out.
         learning_rate: the model's, None for its default.
 
     Raises:
@@ -27,8 +26,8 @@ def build_model(config: Config, *, ckpt: str | Path | None = None, learning_rate
     block: Mapping[str, Any] = config.get("model", {})
     params = dict(block.get("params") or {})
     if ckpt is not None:
-        params |= {"ckpt_path": str(ckpt), "ignore_keys": [FIRST_STAGE]}
-        if any(key.startswith(FIRST_STAGE) for key in read_state_dict(ckpt)):
+        params |= {"ckpt_path": as_given(ckpt), "ignore_keys": [FIRST_STAGE]}
+        if any(key.startswith(FIRST_STAGE) for key in read_state_dict(ckpt, values=False)):
             first_stage = params["first_stage_config"]
             own = {**(first_stage.get("params") or {}), "ckpt_path": None}
             params |= {"first_stage_config": {**first_stage, "params": own}, "ignore_keys": []}

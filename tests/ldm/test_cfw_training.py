@@ -1,5 +1,6 @@
 """CFW trained by a real Trainer on small pictures."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from reference.models import NO_LOSS, trainer
+from pytorch_lightning.plugins import MixedPrecision
+from reference.models import NO_LOSS, loader, trainer
 from reference.parity import relative_error
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,6 +19,7 @@ from basicsr.data.pair_pool import Pair
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.models.autoencoder import AutoencoderKL, AutoencoderKLResi
+from ldm.training.callbacks.skip_not_finite import SkipNotFinite
 
 DDCONFIG = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "resolution": 32, "norm_groups": 4}
 LOSS: dict[str, Any] = {
@@ -45,10 +48,10 @@ class LatentPairs(pl.LightningDataModule):
         self.pairs = [vars(latent_pair(0 if same else i)) for i in range(count)]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.pairs, batch_size=None)  # type: ignore[arg-type]
+        return loader(self.pairs)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.pairs[:1], batch_size=None)  # type: ignore[arg-type]
+        return loader(self.pairs[:1])
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> LatentPair:
         return LatentPair(**{**batch, "paths": tuple(batch["paths"])})
@@ -137,7 +140,7 @@ def test_accumulation_is_one_clipped_step_of_the_mean(tmp_path: Path) -> None:
     for each in (latent_pair(0), latent_pair(1)):
         decoded, _, _ = at_once.reconstruct(each)
         losses.append((decoded - each.gt_pm1).abs().mean())
-    (sum(losses) / 2).backward()  # type: ignore[union-attr]
+    torch.stack(losses).mean().backward()
     fusion = [p for key, p in at_once.named_parameters() if "fusion_layer" in key]
     assert float(nn.utils.clip_grad_norm_(fusion, CLIPPED)) > CLIPPED
     torch.optim.Adam(fusion, lr=1e-3, betas=(0.5, 0.9)).step()
@@ -174,6 +177,53 @@ def test_half_precision_trains(precision: str, tmp_path: Path) -> None:
     assert all(value.dtype == torch.float32 for value in model.state_dict().values() if value.is_floating_point())
     assert bool(update(before, model).isfinite().all())
     assert update(before, model).norm() > 0
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_in_either_optimiser(tmp_path: Path) -> None:
+    listed = {}
+    for network in ("fusion_layer", "discriminator"):
+        model, folder = cfw(), tmp_path / network
+        folder.mkdir()
+        parameter = next(p for name, p in model.named_parameters() if network in name)
+        seen: list[int] = []
+
+        def spoil(gradient: Tensor, seen: list[int] = seen) -> Tensor:
+            seen.append(1)
+            return gradient * (float("nan") if len(seen) == 2 else 1.0)
+
+        parameter.register_hook(spoil)
+        before = weights(model)
+        skip = SkipNotFinite()
+        trainer(folder, 3, callbacks=[skip]).fit(model, LatentPairs(3))
+        assert skip.skipped == 1  # whichever of the two it was
+        moved = changed(before, model)
+        assert any("fusion_layer" in key for key in moved) and any("discriminator" in key for key in moved)
+        assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+        listed[network] = (folder / "skipped_steps.txt").read_text()
+    assert set(listed.values()) == {"2\t0\tgradient\t1-0\n"}
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_a_scaled_loss_gives_the_same_steps_and_an_overflow_lowers_the_scale(overflow: bool, tmp_path: Path) -> None:
+    """fp16 needs a GPU; what its scaler does to two optimisers does not."""
+    updates = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**10)):
+        model = cfw()
+        if overflow and scaler is not None:
+            parameter = next(p for name, p in model.named_parameters() if "fusion_layer" in name)
+            factors = iter([float("inf"), 1.0, 1.0])
+            parameter.register_hook(lambda gradient, factors=factors: gradient * next(factors))
+        before = weights(model)
+        plugins = [] if scaler is None else [MixedPrecision("16-mixed", "cpu", scaler)]
+        for plugin in plugins:  # the networks' own numbers stay in 32 bits
+            plugin.autocast_context_manager = nullcontext  # type: ignore[method-assign, assignment]
+        # The first of three batches is lost to the overflow.
+        trainer(tmp_path, 3 if overflow and scaler else 2, plugins=plugins).fit(model, LatentPairs(3, same=True))
+        updates.append(update(before, model))
+    assert scaler is not None and scaler.get_scale() == (2.0**9 if overflow else 2.0**10)
+    assert bool(updates[1].isfinite().all())
+    if not overflow:
+        assert relative_error(updates[1], updates[0]) < 1e-3
 
 
 def test_checkpoints_have_the_published_names_and_load_for_upscaling(tmp_path: Path) -> None:

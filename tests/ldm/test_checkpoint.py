@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from basicsr.utils.errors import UserError
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.models.diffusion.checkpoint import load_checkpoint, read_state_dict
+from ldm.models.diffusion.checkpoint import load_checkpoint
+from ldm.models.formats.reading import read_state_dict
 
 State = dict[str, Tensor]
 

@@ -8,13 +8,14 @@ again: a command that was stopped is simply given again. scripts/compare_runs.py
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
-from ldm.console import OneLineParser, configure_logging, exit_status, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, some_path
 from ldm.evaluation.report.summary import Report
 
 
@@ -52,6 +53,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
     configure_logging("ldm.evaluation")
+    if not is_first_process():
+        logging.disable(logging.WARNING)
     return exit_status(lambda: run(parse(argv)), interrupted="stopped; the same command goes on from here")
 
 

@@ -21,9 +21,10 @@ from ldm.evaluation.measure.pictures import (
 from ldm.evaluation.measure.records import Record, collect
 from ldm.evaluation.measure.runs import TrainedRun, open_runs, select_checkpoints
 from ldm.evaluation.measure.sources import Bicubic, Folder, Source, Trained, missing_partners, open_arms
-from ldm.evaluation.measure.work import choose_devices, compute
+from ldm.evaluation.measure.work import compute
 from ldm.evaluation.report.page import write_page
 from ldm.evaluation.report.summary import CONDITIONS, FILE, Report, Sampler, Settings, save_report
+from ldm.inference.sharing import Team
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Evaluation:
     """Runs, other arms, pictures and settings that stay; checkpoints are looked for at every call.
 
     Raises:
-        UserError: see `open_runs`, `open_arms`, `given_pictures`, `made_pictures`, `Settings`, `choose_devices`; a
+        UserError: see `open_runs`, `open_arms`, `given_pictures`, `made_pictures`, `Settings`, `Team.of`; a
             folder `out` that holds something else.
     """
 
@@ -68,13 +69,12 @@ class Evaluation:
     pictures: list[PicturePair] = field(init=False)
     inputs: str = field(init=False)
     left_out: list[str] = field(init=False)
-    devices: list[str] = field(init=False)
+    team: Team = field(init=False)
 
     def __post_init__(self) -> None:
         options = self.options
         if not options.runs and not options.also:
             raise FieldError("run", "is missing: give a run, --also with pictures that are restored already, or both")
-        self.devices = choose_devices(options.devices)
         _check_out(options.out)
         self.runs = open_runs(options.runs)
         sf = options.sf
@@ -96,6 +96,7 @@ class Evaluation:
         for line in self.left_out:
             log.warning("left out: %s", line)
         log.info("%d pictures, %s", len(self.pictures), self.inputs)
+        self.team = Team.of(options.devices)
 
     def __call__(self, *, patient: bool = False) -> Report | None:
         """Compute what is missing and write the report.
@@ -105,12 +106,14 @@ class Evaluation:
                 silence, for both may change.
 
         Returns:
-            The report; None where there is nothing to report yet.
+            The report; None where there is nothing to report yet, and in all processes but the first.
         """
         records, unreadable = self._records(patient=patient)
-        missing = [record for record in records if _stored(record) is None]
+        missing = self.team.agreed([record for record in records if _stored(record) is None])
         log.info("%d results, %d of them to compute", len(records), len(missing))
-        unusable = [*unreadable, *compute(missing, self.devices)]
+        unusable = [*unreadable, *compute(missing, self.team)]
+        if not self.team.first:
+            return None
         for line in unusable if not patient else []:
             log.warning("left out: %s", line)
         results = [(record, metrics) for record in records if (metrics := _stored(record)) is not None]
@@ -125,7 +128,7 @@ class Evaluation:
         """A report whenever there are new checkpoints, until every run has one of its last step."""
         seen: object = None
         while True:
-            found = [select_checkpoints(run, self.options.checkpoints)[0] for run in self.runs]
+            found = self.team.agreed([select_checkpoints(run, self.options.checkpoints)[0] for run in self.runs])
             if found != seen and (report := self(patient=True)):
                 yield report
             seen = found

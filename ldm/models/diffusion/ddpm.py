@@ -59,7 +59,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         edge_condition: an edge map for the time-aware encoder: `EdgeCondition`. An `in_channels` of 8 in
             structcond_stage_config turns it on as it is by default.
         loss: the main loss: `TrainingLoss`. Its keys may stand flat, too.
-        ckpt_path, ignore_keys: weights to start from, and key prefixes to leave out; null means random weights.
+        ckpt_path, ignore_keys: weights to start from (of several the later ones win; null means random ones), and key
+            prefixes to leave out.
         time_replace: how many of the `timesteps` steps to train on, evenly spaced.
         parameterization: what the U-Net predicts: eps, v or x0.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
@@ -87,7 +88,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         edge: Mapping[str, Any] | None = None,
         edge_condition: Mapping[str, Any] | None = None,
         loss: Mapping[str, Any] | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Sequence[str] | None = None,
         ignore_keys: Sequence[str] = (),
         unfrozen_diff: bool = False,
         parameterization: str = "eps",
@@ -156,16 +157,18 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         for module in self._trainable:
             module.requires_grad_(True)
 
-    def _load(self, ckpt_path: str | None, ignore_keys: Sequence[str]) -> None:
+    def _load(self, ckpt_path: str | Sequence[str] | None, ignore_keys: Sequence[str]) -> None:
         if ckpt_path is None:
             log.warning("model.params.ckpt_path is null: the U-Net starts from random weights")
             return
+        unused = tuple(f"cond_stage_model.{name}" for name in getattr(self.cond_stage_model, "without_effect", ()))
+        may_be_new = {**MAY_BE_NEW, "text weights without effect": lambda key: key.startswith(unused)}
 
         # The schedule is the config's; a checkpoint trained with another number of steps may start this one.
         def select(state: StateDict) -> StateDict:
             return self.structure.zero_start(state, ignore_keys) | vars(self.schedule)
 
-        report = load_checkpoint(self, ckpt_path, ignore_keys, select, MAY_BE_NEW)
+        report = load_checkpoint(self, ckpt_path, ignore_keys, select, may_be_new)
         if self.model_ema is not None and any(MAY_BE_NEW["EMA"](key) for key in report.new):
             self.model_ema.reset(self.model)
 
@@ -352,5 +355,12 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             canvas = tiled(denoise, structure, tiling)
         x_T = initial_latent(z_lq, betas, noise) if x_T is None else x_T
         return SAMPLERS[sampling.sampler](
-            canvas, x_T, betas, sampling, parameterization=self.parameterization, noise=noise, progress=progress
+            canvas,
+            x_T,
+            betas,
+            sampling,
+            parameterization=self.parameterization,
+            noise=noise,
+            progress=progress,
+            correct=guidance.correct,
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.utils.errors import FieldError
+from ldm.models.diffusion.reference import Correction
 from ldm.models.diffusion.tiling import StructuredDenoiser
 
 
@@ -26,6 +27,7 @@ class Guidance:
     scale: float = 1.0
     z_without_edges: Tensor | None = None
     edge_scale: float = 1.0
+    correct: Correction | None = None  # of the predicted clean latents; see `reference`
 
     def __post_init__(self) -> None:
         if self.scale != 1 and self.uncond is None:

@@ -1,7 +1,7 @@
 """Samplers: plain functions of a denoiser, a starting point and a schedule."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError
 from ldm.models.diffusion.process import Noisy, Process
+from ldm.models.diffusion.reference import Correction
 from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps
 from ldm.models.diffusion.tiling import Denoiser
 
@@ -95,10 +96,12 @@ def sample_ddpm(
     parameterization: str,
     noise: Noise,
     progress: Progress = iter,
+    correct: Correction | None = None,
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2) over `sampling.timesteps` of the process `betas`.
 
-    x_T (B, 4, h, w) is where to start, at the last step; returns x_0. The denoiser is told the original timesteps.
+    x_T (B, 4, h, w) is where to start, at the last step; returns x_0. The denoiser is told the original timesteps;
+    `correct` may change the x_0 that its output implies.
     """
     kept = sampling.timesteps(len(betas))
     schedule = Schedule.from_betas(respace(betas, kept)).to(x_T.device)
@@ -107,7 +110,10 @@ def sample_ddpm(
     for i in progress(range(len(kept) - 1, -1, -1)):
         n = Noisy(x_t=x, t=torch.full((len(x),), i, device=x.device))
         output = denoise(x, process.timesteps[n.t])
-        x = schedule.posterior_mean(process.x0(output, n), x_t=x, t=n.t)
+        x_0 = process.x0(output, n)
+        if correct is not None:
+            x_0 = correct(x_0, process.timesteps[n.t])
+        x = schedule.posterior_mean(x_0, x_t=x, t=n.t)
         if i > 0:
             x = x + torch.exp(0.5 * schedule.posterior_log_variance_clipped[i]) * noise(x.shape)
     return x
@@ -123,6 +129,7 @@ def sample_ddim(
     parameterization: str,
     noise: Noise,
     progress: Progress = iter,
+    correct: Correction | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, equation 12) over `sampling.timesteps`, down to step 0. Arguments as of `sample_ddpm`."""
     timesteps = sampling.timesteps(len(betas))
@@ -135,6 +142,9 @@ def sample_ddim(
         n = Noisy(x_t=x, t=torch.full((len(x),), timesteps[i], device=x.device))
         output = denoise(x, n.t)
         x_0, eps = process.x0(output, n), process.eps(output, n)
+        if correct is not None:  # and x_t is still made of x_0 and eps
+            x_0 = correct(x_0, n.t)
+            eps = replace(process, parameterization="x0").eps(x_0, n)
         sigma = sampling.eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
         x = np.sqrt(before) * x_0 + np.sqrt(1 - before - sigma**2) * eps
         if sigma > 0:

@@ -153,6 +153,13 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         """Switch to training mode; a frozen module stays in eval mode."""
         return super().train(mode and not self.frozen)
 
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """What the names of tensors begin with on which no output depends; files in other layouts do without them."""
+        count = len(self.model.transformer.resblocks)
+        blocks = (f"model.transformer.resblocks.{index}." for index in range(count - self.leave_out, count))
+        return ("model.text_projection", "model.logit_scale", *blocks)
+
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """(B, max_length) int64 token ids on the CPU; see `ClipTokenizer`."""
         return self.tokenizer(prompts, self.max_length)

@@ -23,6 +23,7 @@ class SkipNotFinite(Callback):
 
     Logs the number of them so far as `train/skipped_steps`, from the first one on, and appends the pictures of each to
     `skipped_steps.txt` in the run's folder: step, process, what was not finite, path. Several processes skip together.
+    Of several optimisers (the second stage has two) those skip whose gradient is at fault, and the step counts once.
     In 16-mixed precision a gradient that overflows is what the loss's scale is lowered by: such a step counts too.
 
     Args:
@@ -58,13 +59,14 @@ class SkipNotFinite(Callback):
             get_total_norm(gradients, float("inf")).to(self._losses[0].device).isfinite(),
         ]
         loss_is_finite, gradient_is_finite = torch.stack(finite).tolist()  # one wait for the device
-        self._reason = "" if loss_is_finite and gradient_is_finite else "gradient" if loss_is_finite else "loss"
-        bad = bool(self._reason)
+        reason = "" if loss_is_finite and gradient_is_finite else "gradient" if loss_is_finite else "loss"
+        bad = bool(reason)
         if trainer.world_size > 1:
             bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
-            self._reason = self._reason or ("another process" if bad else "")
+            reason = reason or ("another process" if bad else "")
         if bad:  # without a gradient an optimiser leaves a weight and its moments as they are
             optimizer.zero_grad(set_to_none=True)
+        self._reason = self._reason or reason  # one step may be of several optimisers: any of them may be at fault
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Pair, batch_idx: int

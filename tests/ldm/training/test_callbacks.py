@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from PIL import Image
+from reference.models import loader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -30,7 +31,7 @@ class Data(pl.LightningDataModule):
     """Two batches an epoch, and the pair that callbacks ask for."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader([torch.zeros(2, 3, 8, 8)] * 2, batch_size=None)  # type: ignore[arg-type]
+        return loader([torch.zeros(2, 3, 8, 8)] * 2)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Pair:
         return pair(float(batch.mean()))

@@ -1,0 +1,119 @@
+"""Work shared over processes: the same files whoever makes them, and no process left when one fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from tiny_run import ROOT, write_tiny_model, write_tiny_run
+
+from ldm.inference.cfw_data import FOLDERS
+
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small pictures, a tiny model, and a run of it with one checkpoint."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_tiny_run(folder)
+    write_tiny_model(folder)
+    photo = Image.fromarray(skimage.data.coffee())
+    (folder / "small").mkdir()
+    for index in range(4):
+        photo.crop((40 * index, 60, 40 * index + 12, 72)).save(folder / "small" / f"{index}.png")
+    for place in ("checkpoints", "configs"):
+        (folder / "runs/mine" / place).mkdir(parents=True)
+    torch.save({**torch.load(folder / "model.ckpt"), "global_step": 7}, folder / "runs/mine/checkpoints/last.ckpt")
+    config = folder / "runs/mine/configs/2026-01-31T12-00-00-config.yaml"
+    config.write_bytes((folder / "tiny.yaml").read_bytes())
+    return folder
+
+
+def command(here: Path, script: str, *words: str) -> list[str]:
+    model = ["--base", "tiny.yaml", "--ckpt", "model.ckpt", "--device", "cpu"] if script != "evaluate" else []
+    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *model, *words]
+
+
+def run(here: Path, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(here, script, *words), cwd=here, env=ALONE, capture_output=True, text=True, timeout=200
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*.png")}
+
+
+def test_upscaling_by_two_processes_gives_the_same_files(here: Path) -> None:
+    words = ("--input", "small", "--steps", "2", "--upscale", "2", "--batch", "1")
+    done = [run(here, "upscale", *words, "--output", f"up{n}", "--devices", str(n)) for n in (1, 2)]
+    assert [each.returncode for each in done] == [0, 0], done[1].stderr
+    assert [each.stdout for each in done] == [f"4 upscaled; results: up{n}\n" for n in (1, 2)]
+    assert files(here / "up1") == files(here / "up2") and len(files(here / "up1")) == 4
+    (here / "up2/1.png").unlink()
+    (here / "small/3.png").write_bytes(b"no picture")
+    (here / "up2/3.png").unlink()
+    again = run(here, "upscale", *words, "--output", "up2", "--devices", "2")
+    assert "1 upscaled, 2 skipped, finished before (--overwrite), 1 failed" in again.stdout
+    assert again.returncode == 1 and again.stderr.count("error: small/3.png") == 1
+
+
+def test_evaluation_by_two_processes_gives_the_same_report(here: Path) -> None:
+    words = ("--run", "runs/mine", "--also", "bicubic", "--data", "pictures", "--steps", "2", "--sampler", "ddim")
+    done = [run(here, "evaluate", *words, "--out", f"report{n}", "--devices", str(n)) for n in (1, 2)]
+    assert [each.returncode for each in done] == [0, 0], done[1].stderr
+    assert done[1].stdout.count("8 results") == 1 and done[1].stderr.count("4 pictures, ") == 1
+    for file in ("results.csv", "checkpoints.csv"):
+        assert (here / "report1" / file).read_bytes() == (here / "report2" / file).read_bytes()
+    assert files(here / "report1/restored") == files(here / "report2/restored")
+
+
+def children(pid: int) -> set[int]:
+    """Of a process, and of its children, by what the kernel says."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    return {int(each) for each in found}.union(*(children(int(each)) for each in found))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait(until: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if until():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_killed_process_takes_the_others_along_and_the_rest_is_made_later(which: str, here: Path) -> None:
+    output = here / f"cfw-{which}"
+    words = ("--input", "pictures", "--repeats", "3", "--steps", "30", "--batch", "1", "--workers", "0")
+    whole = here / "cfw-whole"
+    if not whole.exists():
+        assert run(here, "generate_cfw_data", *words, "--output", str(whole)).returncode == 0
+    arguments = command(here, "generate_cfw_data", *words, "--output", str(output), "--devices", "2")
+    with subprocess.Popen(arguments, cwd=here, env=ALONE, stderr=subprocess.DEVNULL) as first:
+        assert wait(lambda: len(list(output.glob("samples/*"))) >= 2)
+        others = children(first.pid)
+        assert others
+        os.kill(first.pid if which == "first" else min(others), signal.SIGKILL)
+        assert wait(lambda: first.poll() is not None and not any(map(alive, others)), 15)
+    left = {file.relative_to(output): file.read_bytes() for kind in FOLDERS for file in (output / kind).iterdir()}
+    assert run(here, "generate_cfw_data", *words, "--output", str(output), "--devices", "2").returncode == 0
+    made = {file.relative_to(output): file.read_bytes() for kind in FOLDERS for file in (output / kind).iterdir()}
+    want = {file.relative_to(whole): file.read_bytes() for kind in FOLDERS for file in (whole / kind).iterdir()}
+    assert made == want and len(left) < len(want)
