@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from test_configs import TINY
 
 from ldm.config import load_config
+from ldm.inference.cli import main as upscale
 from ldm.models.build import build_model
 from ldm.training.loggers import read_metrics
 from ldm.util import instantiate_from_config
@@ -51,6 +53,14 @@ def train(file: Path, name: str, steps: int, *words: str) -> int:
 
 def run_of(folder: Path, name: str) -> Path:
     return next((folder / "logs").glob(f"*_{name}"))
+
+
+def upscaled(run: Path, picture: str, *words: str) -> np.ndarray:
+    """What the run's last checkpoint makes of a picture."""
+    (config,) = list((run / "configs").glob("*-config.yaml"))[:1]
+    files = ["--base", str(config), "--ckpt", str(run / "checkpoints/last.ckpt"), "--input", picture, "--overwrite"]
+    assert upscale([*files, "--steps", "1", "--colorfix", "none", *words]) == 0
+    return np.asarray(Image.open(Path("results", picture))).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +111,11 @@ def test_the_forks_edge_yaml_trains_and_a_resumed_run_is_the_straight_one(
         assert seen == names | {"effect", "gain"}
         assert all(look[f"edge_monitor/{name}"] > 0 for name in names | {"effect"})
     assert (straight / "edge_monitor.png").read_bytes().startswith(b"\x89PNG")
+    # A result is sixteen times as large, as the config's sf says; without edges it is another one.
+    photo = Image.open("pictures/0.png").crop((0, 0, 8, 8))
+    photo.save("small.png")
+    made = {edges: upscaled(parted, "small.png", "--edges", edges) for edges in ("lq", "none", "dummy")}
+    assert made["lq"].shape == (128, 128, 3) and (made["dummy"] != made["none"]).any()
 
 
 def test_the_forks_canny_yaml_says_what_it_trains(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,3 +134,8 @@ def test_the_key_that_it_names_makes_it_edge_to_picture(here: Path, capsys: pyte
     assert "Edges as a condition: alone (edge to picture), source gt" in said
     assert "sf is 1" not in said and "ORACLE" not in said
     assert (run_of(here, "alone") / "images" / "final.png").is_file()
+    lines = np.zeros((64, 64), np.uint8)
+    lines[20, 8:50] = 255
+    Image.fromarray(lines).save("lines.png")
+    made = [upscaled(run_of(here, "alone"), "lines.png", "--start", start) for start in ("noise", "input")]
+    assert made[0].shape == (64, 64, 3) and (made[0] != made[1]).any()

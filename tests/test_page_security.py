@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.cookiejar import CookieJar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,8 +23,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 from tiny_run import write_tiny_model
+
+from ldm.config import load_config
+from ldm.models.build import build_model
 
 pytestmark = pytest.mark.browser
 
@@ -61,20 +66,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> Iterator[Served]:
-    log = folder / "opened.txt"
-    (folder / "temporary").mkdir()
-    words = ["--base", "tiny.yaml", "--ckpt", "model.ckpt"]
+    (folder / "tiny.ckpt").symlink_to(folder / "model.ckpt")
+    with served(folder, "tiny") as page:
+        yield page
+
+
+@contextmanager
+def served(folder: Path, model: str) -> Iterator[Served]:
+    log, temporary = folder / f"opened-{model}.txt", folder / f"temporary-{model}"
+    temporary.mkdir()
+    words = ["--base", f"{model}.yaml", "--ckpt", f"{model}.ckpt"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
         "PYTHONWARNINGS": "ignore",
-        "TMPDIR": str(folder / "temporary"),
+        "TMPDIR": str(temporary),
     }
     command = [sys.executable, "-c", AUDITED, str(log), *words]
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
         assert found is not None, "the page did not start"
-        (cache,) = (folder / "temporary").glob("stablesr-edge-*/cache")
+        (cache,) = temporary.glob("stablesr-edge-*/cache")
         yield Served(found[0], cache, log)
         server.terminate()
 
@@ -230,6 +242,29 @@ def test_results_and_sessions_are_their_owners(page: Served, folder: Path) -> No
     other.session = owner.session
     assert other.event("upscale", []).startswith("403")
     assert other.ask(f"gradio_api/queue/data?session_hash={owner.session}")[0] == 403
+
+
+def test_a_picture_of_edges_is_its_owners_too(folder: Path) -> None:
+    # The models of other tests see no edges; the page has the box for them, unseen, all the same.
+    config = folder / "edgy.yaml"
+    old = "structcond_stage_config: {params: {channel_mult"
+    config.write_text(
+        (folder / "tiny.yaml").read_text().replace(old, old.replace("channel_mult", "in_channels: 8, channel_mult"))
+    )
+    torch.save({"state_dict": build_model(load_config([config])).state_dict()}, folder / "edgy.ckpt")
+    with served(folder, "edgy") as page:
+        owner, attacker = Visitor(page), Visitor(page)
+        picture, edges = (
+            json.loads(owner.upload((folder / name).read_bytes(), name)[1])[0] for name in ("cat.png", "secret.png")
+        )
+        assert "Press Upscale" in owner.event("hand_in", [{"path": picture, "meta": META}])
+        assert "are the edges" in owner.event("hand_in_edges", [{"path": edges, "meta": META}])
+        said = owner.upscale()
+        (told,) = (file for file in files_in(said) if file.endswith("cat_edge.png"))
+        assert owner.ask(f"gradio_api/file={told}")[0] == 200
+        for file in (edges, told, str(folder / "secret.png")):
+            assert attacker.ask(f"gradio_api/file={file}")[0] == 403
+            assert "not handed in here" in attacker.event("hand_in_edges", [{"path": file, "meta": META}])
 
 
 def test_uploads_stay_in_their_place(page: Served, folder: Path) -> None:

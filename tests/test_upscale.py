@@ -26,7 +26,6 @@ from ldm.config import load_config
 from ldm.inference import cli
 from ldm.inference.picture import Picture
 from ldm.inference.pipeline import Upscaler
-from ldm.inference.tiled_vae import Progress
 from ldm.models.autoencoder import AutoencoderKL, AutoencoderKLResi
 from ldm.util import instantiate_from_config
 
@@ -145,10 +144,10 @@ def test_one_failure_in_a_batch_is_that_pictures_alone(here: Path, monkeypatch: 
         photo(here / f"in/{name}.png", mode="L" if name == "b" else "RGB")
     whole = Upscaler.upscale
 
-    def fails_for_grey(self: Upscaler, pictures: Sequence[Picture], progress: Progress) -> list[Picture]:
+    def fails_for_grey(self: Upscaler, pictures: Sequence[Picture], *others: Any) -> list[Picture]:
         if any(picture.grey for picture in pictures):
             raise FieldError("precision", "is fp16")
-        return whole(self, pictures, progress)
+        return whole(self, pictures, *others)
 
     monkeypatch.setattr(Upscaler, "upscale", fails_for_grey)
     assert run("--input", "in", "--batch", "3") == 1

@@ -185,13 +185,23 @@ class Maker:
         """(B, 3, H, W) -> latents (B, 4, H/f, W/f) and their pictures in [0, 1], on the CPU."""
         model, device = self.networks.model, self.networks.device
         noise = noise_of_pictures([torch_rng("cpu", "cfw sample", self.seed, job.name) for job in jobs], device)
-        posterior = model.first_stage_model.encode(to_pm1(lq_01).to(device))
+        lq_pm1 = to_pm1(lq_01).to(device)
+        posterior = model.first_stage_model.encode(lq_pm1)
         std = torch.exp(0.5 * posterior.logvar)
         z_lq = model.scale_factor * (posterior.mean + std * noise(posterior.mean.shape))
         guidance = Guidance(model.contexts([model.prompt]).to(device))
         with model.ema_scope():
-            z = model.sample(z_lq, guidance, self.sampling, noise=noise)
+            # A model that sees edges is told those of the LQ picture, as when it upscales.
+            edges = None if model.edge_condition is None else model.edge_condition.map_of(lq_pm1)
+            z_struct = model.structure(z_lq, edges, encode=lambda maps: self._encoded(maps, jobs))
+            z = model.sample(z_lq, guidance, self.sampling, z_struct=z_struct, noise=noise)
         return z.float().cpu(), from_pm1(model.decode(z)).float().cpu()
+
+    def _encoded(self, maps_pm1: Tensor, jobs: Sequence[Job]) -> Tensor:
+        """Edge maps (B, 3, H, W) -> (B, 4, H/f, W/f); each picture draws noise of its own."""
+        encode, device = self.networks.model.first_stage.encode, self.networks.device
+        rngs = [torch_rng(device, "cfw edges", self.seed, job.name) for job in jobs]
+        return torch.cat([encode(each[None], rng) for each, rng in zip(maps_pm1, rngs, strict=True)])
 
     def _write(self, job: Job, frames: DegradedPicture, z: Tensor, sample_01: Tensor) -> None:
         array = io.BytesIO()

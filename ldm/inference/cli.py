@@ -16,13 +16,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.errors import FieldError, UserError, closest
 from basicsr.utils.files import OutputError
 from basicsr.utils.img_util import MAX_PIXELS
 from ldm.console import OneLineParser, configure_logging, is_first_process, some_path
-from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MAX_FACTOR, MIN_TILE, PRECISIONS, UpscaleSettings
+from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MAX_FACTOR, MIN_TILE, PRECISIONS, Edges, UpscaleSettings
 
 if TYPE_CHECKING:
     from ldm.inference.folder import Outcome
@@ -55,7 +55,12 @@ def told(error: UserError) -> str:
 def run(args: argparse.Namespace) -> int:
     """Check what can be checked at once, load the networks, upscale."""
     names = {field.name for field in fields(UpscaleSettings)}
+    args.edges, edge_files = edges_of(args.edges)
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    if args.base and args.upscale is None:
+        from ldm.config import load_config  # with torch: after mistakes in the flags
+
+        given["upscale"] = load_config([args.base]).get("sf", DEFAULTS.upscale)
     if args.reference_range:
         given["reference_range"] = tuple(args.reference_range)
     replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)  # for its errors
@@ -68,8 +73,14 @@ def run(args: argparse.Namespace) -> int:
     from ldm.inference.sharing import Team
     from ldm.inference.tiled_vae import no_progress
 
-    options = FileOptions(args.bits, args.save_edges, args.compare, args.overwrite, args.max_pixels)
-    tasks = list_tasks(args.input, args.output)
+    options = FileOptions(
+        bits=args.bits,
+        edges=args.save_edges,
+        compare=args.compare,
+        overwrite=args.overwrite,
+        max_pixels=args.max_pixels,
+    )
+    tasks = list_tasks(args.input, args.output, edge_files)
     if args.reference is not None:
         found = references_of([task.source for task in tasks], args.input, args.reference)
         tasks = [replace(task, reference=file) for task, file in zip(tasks, found, strict=True)]
@@ -82,9 +93,25 @@ def run(args: argparse.Namespace) -> int:
     upscaler = Upscaler.from_checkpoint(
         config, ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=device, precision=args.precision
     )
+    options = replace(options, edges_told=args.save_edges and upscaler.networks.model.edge_condition is not None)
     outcome = upscale_files(upscaler, team.share(tasks), options, progress_bars if team.first else no_progress)
     parts = team.gathered((len(outcome.finished), len(outcome.skipped), failures(outcome)))
     return report(parts, args) if team.first else 0
+
+
+def edges_of(word: str | None) -> tuple[str | None, "Path | Literal['beside'] | None"]:
+    """The setting that --edges means, and where pictures of edges are: see `list_tasks`.
+
+    Raises:
+        FieldError: it is neither a setting nor a folder or file that is there.
+    """
+    if word is None or word in get_args(Edges):
+        return word, "beside" if word == "file" else None
+    if not Path(word).exists():
+        near = closest(word, get_args(Edges))
+        hint = f"did you mean {near}?" if near else f"give {', '.join(get_args(Edges))}, or where pictures of edges are"
+        raise FieldError("edges", f"is {word}, which is not there: {hint}")
+    return "file", Path(word)
 
 
 def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
@@ -144,7 +171,9 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser("upscale.py", description=__doc__)
     _add_files(parser.add_argument_group("files"))
     add_model(parser.add_argument_group("model"))
-    _add_settings(parser.add_argument_group("settings"))
+    settings = parser.add_argument_group("settings")
+    _add_settings(settings)
+    _add_conditions(settings)
     _add_reference(parser.add_argument_group("reference, for aligned faces"))
     return parser
 
@@ -157,7 +186,11 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     )
     add("--overwrite", action="store_true", help="redo finished pictures")
     add("--bits", type=int, default=8, metavar="8|16", help="bits per channel of the results, PNG (default: 8)")
-    add("--save_edges", action="store_true", help="write the edge maps of input and result beside it")
+    add(
+        "--save_edges",
+        action="store_true",
+        help="write the edge maps of input and result beside it, and the one that the model was told, if it was",
+    )
     add("--compare", action="store_true", help="write a before/after strip beside it")
     add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
     add(
@@ -181,14 +214,21 @@ def add_model(group: argparse._ArgumentGroup) -> None:
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
 
 
-def _add_settings(group: argparse._ArgumentGroup) -> None:
-    def default(field: str) -> str:
-        """A setting's default, with the other one of the demo weights."""
-        usual, demo = getattr(DEFAULTS, field), getattr(DEMO_DEFAULTS, field)
-        return f"(default: {usual}, with the demo weights {demo})" if demo != usual else f"(default: {usual})"
+def default(field: str) -> str:
+    """A setting's default, with the other one of the demo weights."""
+    usual, demo = getattr(DEFAULTS, field), getattr(DEMO_DEFAULTS, field)
+    return f"(default: {usual}, with the demo weights {demo})" if demo != usual else f"(default: {usual})"
 
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--upscale", type=float, metavar="X", help=f"factor on the sides, 1 to {MAX_FACTOR} {default('upscale')}")
+    add(
+        "--upscale",
+        type=float,
+        metavar="X",
+        help=f"factor on the sides, 1 to {MAX_FACTOR} (default: the config's sf, with the demo weights "
+        f"{DEMO_DEFAULTS.upscale})",
+    )
     add("--steps", type=int, metavar="N", help=f"sampling steps; the turbo checkpoint needs 4 {default('steps')}")
     add("--sampler", metavar="NAME", help=f"ddpm or ddim {default('sampler')}")
     add("--eta", type=float, metavar="X", help="DDIM's noise, 0 (none, the default) to 1 (as much as DDPM)")
@@ -198,14 +238,6 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         metavar="T",
         help="start at step T of 999 instead of the last: lower is closer to the input",
     )
-    add(
-        "--guidance_scale",
-        type=float,
-        metavar="X",
-        help="towards --prompt, away from --negative_prompt (default: 1, no guidance)",
-    )
-    add("--prompt", metavar="TEXT", help='(default: "")')
-    add("--negative_prompt", metavar="TEXT", help='(default: "")')
     add(
         "--dec_w",
         type=float,
@@ -232,6 +264,33 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         help=f"tiles, or small pictures, that go through the network at once {default('batch')}",
     )
     add("--seed", type=int, metavar="N", help=f"same seed, same result {default('seed')}")
+
+
+def _add_conditions(group: argparse._ArgumentGroup) -> None:
+    """The flags that say what a result is steered by."""
+    add = group.add_argument
+    add(
+        "--start",
+        metavar="NAME",
+        help="from input (its latent, noised) or from noise alone; auto (the default) is input, but noise where edges "
+        "become a picture",
+    )
+    add(
+        "--edges",
+        metavar="lq|none|file|PATH",
+        help="for a model that sees edges: those of the input (lq, the default), none, or pictures of edges, white on "
+        "black: NAME_edge.png beside each input (file), the same or NAME.png in a folder, or one file. Where edges "
+        "become a picture, the input itself is the one of edges (input, the default there). dummy is a blank sheet",
+    )
+    add("--edge_scale", type=float, metavar="X", help="towards these edges, away from none (default: 1, no guidance)")
+    add(
+        "--guidance_scale",
+        type=float,
+        metavar="X",
+        help="towards --prompt, away from --negative_prompt (default: 1, no guidance)",
+    )
+    add("--prompt", metavar="TEXT", help='(default: "")')
+    add("--negative_prompt", metavar="TEXT", help='(default: "")')
 
 
 def _add_reference(group: argparse._ArgumentGroup) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import FieldError, UserError
@@ -12,6 +13,7 @@ from basicsr.utils.files import OutputError, digest, write_whole
 from basicsr.utils.grid import labelled_grid, png_bytes
 from basicsr.utils.img_util import MAX_PIXELS, PICTURE_SUFFIXES, find_pictures, read_picture
 from basicsr.utils.ranges import to_pm1
+from ldm.inference.edges import edge_file, without_edge_files
 from ldm.inference.picture import Picture, mark_of
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.tiled_vae import Progress, no_progress
@@ -21,10 +23,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpscaleTask:
-    """A picture and the PNG file that it becomes; `reference` is a picture that the result is drawn towards."""
+    """A picture and the PNG file that it becomes.
+
+    edges: the picture of its edges, where it comes with one. reference: a picture that the result is drawn towards.
+    """
 
     source: Path
     target: Path
+    edges: Path | None = None
     reference: Path | None = None
 
     def beside(self, what: str) -> Path:
@@ -36,8 +42,9 @@ class UpscaleTask:
 class FileOptions:
     """What to read and write.
 
-    bits: per channel of the results. edges: write the edge maps of input and result. compare: write a before/after
-    strip. overwrite: replace finished results. max_pixels: of a picture that is read.
+    bits: per channel of the results. edges: write the edge maps of input and result. edges_told: write the map that the
+    model was told, which may be corrected and given back. compare: write a before/after strip. overwrite: replace
+    finished results. max_pixels: of a picture that is read.
 
     Raises:
         FieldError: a value that cannot be.
@@ -45,6 +52,7 @@ class FileOptions:
 
     bits: int = 8
     edges: bool = False
+    edges_told: bool = False
     compare: bool = False
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
@@ -57,7 +65,7 @@ class FileOptions:
 
     def files(self, task: UpscaleTask) -> list[Path]:
         """The files of a task, the result last: where it is there, the task was finished."""
-        extras = ["edges_input", "edges"] * self.edges + ["compare"] * self.compare
+        extras = ["edges_input", "edges"] * self.edges + ["edges_told"] * self.edges_told + ["compare"] * self.compare
         return [*map(task.beside, extras), task.target]
 
 
@@ -70,8 +78,11 @@ class Outcome:
     failed: list[tuple[UpscaleTask, UserError]] = field(default_factory=list)
 
 
-def list_tasks(source: Path, output: Path) -> list[UpscaleTask]:
+def list_tasks(source: Path, output: Path, edges: Path | Literal["beside"] | None = None) -> list[UpscaleTask]:
     """One task for a file; for a folder one for each picture below it, in the same folders below `output`.
+
+    edges: where pictures of edges are: beside their pictures, which are then no inputs themselves; in a folder; or, for
+    a single input, a file; None for no such pictures.
 
     A result's name follows from its picture's alone, whatever lies beside it: cat.png becomes cat.png, and cat.jpg
     becomes cat.jpg.png.
@@ -84,6 +95,7 @@ def list_tasks(source: Path, output: Path) -> list[UpscaleTask]:
             raise FieldError("output", f"{output} is the input folder: choose another one")
         inside = output.resolve()
         files = [file for file in find_pictures(source, name="input") if inside not in file.resolve().parents]
+        files = without_edge_files(files) if edges == "beside" else files
         if not files:
             raise FieldError("input", f"{source} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
         folders = [output / file.parent.relative_to(source) for file in files]
@@ -91,11 +103,25 @@ def list_tasks(source: Path, output: Path) -> list[UpscaleTask]:
         files, folders = [source], [output]
     else:
         raise FieldError("input", f"{source} is not there: give a picture or a folder of pictures")
-    tasks = [UpscaleTask(file, folder / _result_name(file)) for file, folder in zip(files, folders, strict=True)]
+    tasks = [
+        UpscaleTask(file, folder / _result_name(file), _edges_of(file, source, edges))
+        for file, folder in zip(files, folders, strict=True)
+    ]
     for task in tasks:
         if task.target.resolve() == task.source.resolve():
             raise FieldError("output", f"is {output}: the result would replace {task.source}; choose another one")
     return tasks
+
+
+def _edges_of(file: Path, source: Path, edges: Path | Literal["beside"] | None) -> Path | None:
+    if edges is None:
+        return None
+    if edges != "beside" and edges.is_file():
+        if source.is_dir():
+            raise FieldError("edges", f"is {edges}, one picture for all of {source}: give a folder of them")
+        return edges
+    below = file.relative_to(source) if source.is_dir() else Path(file.name)
+    return edge_file(file, None if edges == "beside" else edges, below)
 
 
 def _result_name(file: Path) -> str:
@@ -144,7 +170,7 @@ def upscale_files(
             if isinstance(result, UserError):
                 outcome.failed.append((task, result))
                 continue
-            _write(upscaler, task, read.picture, result, options)
+            _write(upscaler, read, result, options)
             outcome.finished.append(task)
             log.info("%s -> %s (%d x %d)", task.source, task.target, result.size[1], result.size[0])
     return outcome
@@ -156,6 +182,7 @@ class _Read:
 
     task: UpscaleTask
     picture: Picture
+    edges: Picture | None
     reference: Picture | None
 
     @classmethod
@@ -163,12 +190,14 @@ class _Read:
         def read(file: Path) -> Picture:
             return Picture.from_stored(read_picture(file, options.max_pixels))
 
-        return cls(task, read(task.source), None if task.reference is None else read(task.reference))
+        edges, reference = (None if file is None else read(file) for file in (task.edges, task.reference))
+        return cls(task, read(task.source), edges, reference)
 
 
 def _upscaled(upscaler: Upscaler, batch: Sequence[_Read], progress: Progress) -> list[Picture]:
     references = [read.reference for read in batch if read.reference is not None]
-    return upscaler.upscale([read.picture for read in batch], progress, references=references or None)
+    edges = [read.edges for read in batch]
+    return upscaler.upscale([read.picture for read in batch], progress, edges, references=references or None)
 
 
 def _alone(upscaler: Upscaler, read: _Read, progress: Progress) -> Picture | UserError:
@@ -185,6 +214,8 @@ def _batches(
     waiting: dict[tuple[int, int], list[_Read]] = {}
     for task in tasks:
         try:
+            if task.edges is not None and not task.edges.is_file():
+                raise UserError(f"the picture of its edges, {task.edges}, is not there")
             if _is_finished(upscaler, task, options):
                 outcome.skipped.append(task)
                 continue
@@ -219,22 +250,28 @@ def _is_finished(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) ->
     return True
 
 
-def _write(upscaler: Upscaler, task: UpscaleTask, picture: Picture, result: Picture, options: FileOptions) -> None:
+def _write(upscaler: Upscaler, read: _Read, result: Picture, options: FileOptions) -> None:
     """The result, after what belongs to it."""
+    task, told = read.task, upscaler.edge_map(read.picture, read.edges)
     if options.edges:
         edges = EdgeMapGenerator()
-        for what, image in (("edges_input", picture), ("edges", result)):
+        for what, image in (("edges_input", read.picture), ("edges", result)):
             edge_map = Picture(edges.edges_01(to_pm1(image.rgb_01[None]))[0].expand(3, -1, -1), grey=True)
             write_whole(task.beside(what), edge_map.to_png(8))
+    if options.edges_told and told is not None:
+        write_whole(task.beside("edges_told"), told.to_png(8))
     if options.compare:
-        strip = {"input, bicubic": upscaler.enlarged(picture), "upscaled": result}
-        grid = labelled_grid({label: to_pm1(image.rgb_01[None]) for label, image in strip.items()})
+        strip = {"input, bicubic": upscaler.enlarged(read.picture)}
+        strip |= {} if told is None else {"edges told": told}
+        grid = labelled_grid(
+            {label: to_pm1(image.rgb_01[None]) for label, image in (strip | {"upscaled": result}).items()}
+        )
         write_whole(task.beside("compare"), png_bytes(grid))
     write_whole(task.target, result.to_png(options.bits, _mark(upscaler, task, options)))
 
 
 def _mark(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> str:
-    """What a result depends on, in short: the picture's file, the settings and the weights."""
+    """What a result depends on, in short: the picture's file and that of its edges, the settings and the weights."""
     settings = replace(upscaler.settings, batch=1)  # which changes no result
-    reference = b"" if task.reference is None else task.reference.read_bytes()
-    return digest(repr((settings, options.bits, upscaler.networks.identity)), task.source.read_bytes(), reference)
+    files = [b"" if file is None else file.read_bytes() for file in (task.source, task.reference, task.edges)]
+    return digest(repr((settings, options.bits, upscaler.networks.identity)), *files)

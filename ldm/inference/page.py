@@ -52,19 +52,39 @@ class Page:
         self.made: dict[str, list[Path]] = {}  # folders of previews and results, by session
 
     def hand_in(self, path: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """A new picture => its preview, its file where it can be used, the button, a status, no result, no download."""
-        cleared = (gr.update(value=None, visible=False), gr.update(visible=False))
+        """A new picture => its preview, its file where it can be used, the button, a status, no result, no download.
+
+        And no edges that were told, where the model sees any.
+        """
+        cleared = [gr.update(value=None, visible=False), gr.update(visible=False)]
+        cleared += [gr.update(value=None, visible=False)] * sees_edges(self.service)
         nothing = (None, None, gr.update(interactive=False))
         if path is None:
             return *nothing, EMPTY, *cleared
-        visitor = request.cookies.get(COOKIE, "")
-        if not self.visitors.owns(visitor, path):  # whatever was sent in its place
-            return *nothing, refused("That picture was not handed in here"), *cleared
-        file = Path(path)
         try:
-            picture = self.service.open(file)
+            shown, file, (height, width) = self._opened(path, request)
         except UserError as error:
             return *nothing, refused(error), *cleared
+        ready = f"<p><b>{html.escape(file.name)}</b>, {width} × {height} pixels. Press Upscale.</p>"
+        return shown, file, gr.update(interactive=True), ready, *cleared
+
+    def hand_in_edges(self, path: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """A new picture of edges, or none => its preview, its file where it can be used, a status."""
+        if path is None:
+            return None, None, gr.skip()
+        try:
+            shown, file, _ = self._opened(path, request)
+        except UserError as error:
+            return None, None, refused(error)
+        return shown, file, f"<p><b>{html.escape(file.name)}</b> are the edges. Press Upscale.</p>"
+
+    def _opened(self, path: str, request: gr.Request) -> tuple[Path, Path, tuple[int, int]]:
+        """What was handed in => its preview's file, its own, height and width. Raises UserError as a sentence."""
+        visitor = request.cookies.get(COOKIE, "")
+        if not self.visitors.owns(visitor, path):  # whatever was sent in its place
+            raise UserError("That picture was not handed in here")
+        file = Path(path)
+        picture = self.service.open(file)
         preview = picture.to_pil()
         preview.thumbnail((PREVIEW, PREVIEW))
         place = self.visitors.place(visitor)
@@ -72,9 +92,7 @@ class Page:
         shown = Path(mkdtemp(dir=place)) / f"{file.stem}.png"
         preview.save(shown)
         self.made.setdefault(str(request.session_hash), []).append(shown.parent)
-        height, width = picture.size
-        ready = f"<p><b>{html.escape(file.name)}</b>, {width} × {height} pixels. Press Upscale.</p>"
-        return shown, file, gr.update(interactive=True), ready, *cleared
+        return shown, file, picture.size
 
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
         """The button was pressed => the two buttons, a status."""
@@ -84,12 +102,14 @@ class Page:
     def upscale(
         self,
         file: Path | None,
+        edges: Path | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (how Gradio hands one over)
         *values: Any,
     ) -> tuple[Any, ...]:
-        """Upscale => status, slider, download."""
-        session, kept = str(request.session_hash), (gr.skip(), gr.skip())
+        """Upscale => status, slider, download, and the edges that the model was told, where it sees any."""
+        session = str(request.session_hash)
+        kept = (gr.skip(),) * (2 + sees_edges(self.service))
         stop = self.stops.setdefault(session, Stop())
         try:
             if file is None:
@@ -102,6 +122,7 @@ class Page:
                 self.visitors.place(request.cookies.get(COOKIE, "")),
                 stop,
                 lambda stage, parts: progress.tqdm(list(parts), desc=stage.capitalize(), unit=UNITS[stage]),
+                edges=edges,
             )
         except StoppedError:
             return "<p>Stopped.</p>", *kept
@@ -115,6 +136,7 @@ class Page:
             finished(made),
             gr.update(value=(str(made.before), str(made.after)), visible=True),
             gr.update(value=str(made.after), visible=True),
+            *([] if made.told is None else [gr.update(value=str(made.told), visible=True)]),
         )
 
     def end(self, request: gr.Request) -> tuple[Any, ...]:
@@ -133,6 +155,11 @@ class Page:
         self.stop(request)
         for folder in self.made.pop(str(request.session_hash), []):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def sees_edges(service: Service) -> bool:
+    """Whether the page's model is told edges."""
+    return service.networks.model.edge_condition is not None
 
 
 def refused(reason: object) -> str:
@@ -215,6 +242,8 @@ def more_choices(defaults: UpscaleSettings, *, demo: bool, cfw: bool) -> dict[st
             label=LABELS["dec_w"],
             info="0: the model's own result; 1: closest to your picture (CFW)",
         )
+    if defaults.edges != "none":  # what a model that sees none is told
+        found |= edge_choices(defaults)
     found["seed"] = gr.Number(
         defaults.seed,
         precision=0,
@@ -225,19 +254,47 @@ def more_choices(defaults: UpscaleSettings, *, demo: bool, cfw: bool) -> dict[st
     return found
 
 
+def edge_choices(defaults: UpscaleSettings) -> dict[str, Any]:
+    """The controls of a model that sees edges."""
+    own = ("Your picture is one of edges", "input")
+    found = [("Those of your picture", "lq"), ("None", "none")]
+    return {
+        "edges": gr.Radio(
+            [own, *found] if defaults.edges == "input" else found,
+            value=defaults.edges,
+            label=LABELS["edges"],
+            info="What the model is told, unless you give it a picture of edges",
+        ),
+        "edge_scale": gr.Slider(
+            0,
+            10,
+            defaults.edge_scale,
+            step=0.5,
+            label=LABELS["edge_scale"],
+            info="1 is off, more follows them more closely and takes twice as long, 0 leaves them out",
+        ),
+    }
+
+
 def build(service: Service, visitors: Visitors, defaults: UpscaleSettings, *, demo: bool, where: str) -> gr.Blocks:
     """The page."""
     with gr.Blocks(title="StableSR-Edge", analytics_enabled=False, delete_cache=(3600, 12 * 3600)) as blocks:
         gr.HTML(TITLE.format(where=where), elem_classes="intro")
         if demo:
             gr.HTML(DEMO_NOTE, elem_classes="note")
-        file = gr.State()
+        file, edge_file = gr.State(), gr.State()
+        edgy = sees_edges(service)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 picture = gr.Image(
                     label="Your picture", sources=["upload", "clipboard"], buttons=[], height=300, elem_id="picture"
                 )
                 picture.preprocess = handed_in
+                drawn = gr.Image(
+                    label="Its edges, white on black (if you have drawn some)", sources=["upload", "clipboard"],
+                    buttons=[], height=180, elem_id="edges", visible=edgy,
+                )  # fmt: skip
+                drawn.preprocess = handed_in
                 controls = choices(defaults, demo=demo, cfw=service.networks.cfw is not None)
                 go = gr.Button("Upscale", variant="primary", interactive=False, elem_id="go")
                 stop = gr.Button("Stop", visible=False, elem_id="stop")
@@ -247,15 +304,25 @@ def build(service: Service, visitors: Visitors, defaults: UpscaleSettings, *, de
                     label="Bicubic | Result", interactive=False, visible=False, max_height=620,
                     buttons=["fullscreen"], elem_id="result",
                 )  # fmt: skip
+                told = gr.Image(
+                    label="The edges that the model was told", interactive=False, visible=False, height=300,
+                    elem_id="told",
+                )  # fmt: skip
                 download = gr.DownloadButton("Download PNG", visible=False, elem_id="download")
         page = Page(service, visitors, defaults, [*controls])
         private, hidden = {"api_visibility": "private"}, {"show_progress": "hidden", "api_visibility": "private"}
-        preview = [picture, file, go, shown, slider, download]
+        edges_shown = [told] if edgy else []
+        preview = [picture, file, go, shown, slider, download, *edges_shown]
+        gr.on([drawn.upload, drawn.clear], page.hand_in_edges, drawn, [drawn, edge_file, shown], **hidden)
         gr.on([picture.upload, picture.clear], page.hand_in, picture, preview, **hidden)
         begun = go.click(page.begin, None, [go, stop, shown], trigger_mode="once", **hidden)
         # Gradio's queue lets one upscale run, and tells the others how many are before them.
         upscale = begun.then(
-            page.upscale, [file, *controls.values()], [shown, slider, download], show_progress_on=shown, **private
+            page.upscale,
+            [file, edge_file, *controls.values()],
+            [shown, slider, download, *edges_shown],
+            show_progress_on=shown,
+            **private,
         )
         upscale.then(page.end, None, [go, stop], **hidden)
         stop.click(page.stop, None, [go, stop, shown], cancels=[upscale], **hidden)

@@ -176,7 +176,7 @@ def to_picture(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPic
             if picture.dtype.kind == "u"
             else result.planes().permute(1, 2, 0).numpy().astype(picture.dtype)
         )
-        return pixels[..., 0] if picture.ndim == 2 else pixels
+        return pixels[..., 0] if picture.ndim == 2 and pixels.shape[2] == 1 else pixels  # colours may have come in
 
     return Picture.from_planes(torch.from_numpy(values).permute(2, 0, 1)), back
 

@@ -9,9 +9,9 @@ pictures need not be split in pixels first as StableSR's scripts do (1280 pixels
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from basicsr.utils.errors import FieldError, UserError
-from basicsr.utils.img_process_util import reflect_pad
 from basicsr.utils.ranges import from_pm1, to_pm1
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config
+from ldm.inference.canvas import cropped, padded
 from ldm.inference.choice import choose
 from ldm.inference.color_fix import adaptive_instance_normalization, wavelet_reconstruction
+from ldm.inference.edges import EdgeTeller, as_picture
 from ldm.inference.networks import Networks
 from ldm.inference.picture import AnyPicture, Picture, to_picture
 from ldm.inference.references import fitted
@@ -39,7 +40,17 @@ from ldm.models.formats.reading import Source
 
 MIN_SIDE = 8  # pixels: there is nothing to see in less
 BYTES_PER_PIXEL = 100  # of the result: eight canvases of three floats, rounded up
+Encode = Callable[[Tensor, torch.Generator], Tensor]  # canvas (1, 3, H, W) in [-1, 1] -> latent (1, 4, h, w)
 COLOR_FIXES = {"adain": adaptive_instance_normalization, "wavelet": wavelet_reconstruction}
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a sample is made from; (B, 4, h, w), and (B, C, h, w) for what the time-aware encoder sees."""
+
+    z_start: Tensor
+    z_struct: Tensor
+    z_without_edges: Tensor | None  # z_struct with empty maps, where edges are guided
 
 
 class NotEnoughMemoryError(UserError):
@@ -51,7 +62,11 @@ class Upscaler:
 
     def __init__(self, networks: Networks, settings: UpscaleSettings = DEFAULTS) -> None:
         self.networks = networks
-        self.settings = settings
+        self.edges = EdgeTeller.of(networks.model.edge_condition, settings)
+        noise = settings.start == "noise" or (
+            settings.start == "auto" and self.edges.alone and settings.start_t is None
+        )
+        self.settings = replace(settings, edges=self.edges.told, start="noise" if noise else "input")
         self.tile, self.overlap = _tiles(networks, settings)  # latent cells
         self.sampling = Sampling(settings.steps, settings.sampler, settings.eta, settings.start_t)
         # Now rather than at every picture: both raise UserError for steps that the process does not have.
@@ -104,22 +119,31 @@ class Upscaler:
         return cls.from_checkpoint(None, source, variant=variant, settings=settings, device=device, precision=precision)
 
     def __call__(
-        self, picture: AnyPicture, progress: Progress = no_progress, *, reference: AnyPicture | None = None
+        self,
+        picture: AnyPicture,
+        progress: Progress = no_progress,
+        *,
+        edges: AnyPicture | None = None,
+        reference: AnyPicture | None = None,
     ) -> AnyPicture:
         """One picture, `upscale` times as large, of the kind that was given; a tensor may hold several, (B, C, H, W).
 
-        `progress` may wrap each long loop to show how far it is. `reference`: a picture of the same face, aligned alike
-        and of any size, as another program restored it, which the result is drawn towards; one for all of a tensor.
+        `progress` may wrap each long loop to show how far it is. `edges`: with the setting `edges` at file, the picture
+        of edges, white on black, that the model is told; of any size, and one for all. `reference`: a picture of the
+        same face, aligned alike and of any size, as another program restored it, which the result is drawn towards; one
+        for all of a tensor.
 
         Raises:
             UserError: not a picture, a side below 8 pixels, or a result that is not finite.
             NotEnoughMemoryError: memory does not suffice.
         """
         if isinstance(picture, Tensor) and picture.ndim == 4 and len(picture):
-            return torch.stack([self(each, progress, reference=reference) for each in picture])  # type: ignore[misc]
+            several = [self(each, progress, edges=edges, reference=reference) for each in picture]
+            return torch.stack(several)  # type: ignore[arg-type]
         given, back = to_picture(picture)
+        drawn = None if edges is None else [to_picture(edges)[0]]
         references = None if reference is None else [to_picture(reference)[0]]
-        return back(self.upscale([given], progress, references=references)[0])
+        return back(self.upscale([given], progress, drawn, references=references)[0])
 
     def canvas_size(self, picture: Picture) -> tuple[int, int]:
         """Height and width of the result with its padding, pixels: whole steps of the U-Net, and no less than a frame.
@@ -152,12 +176,13 @@ class Upscaler:
         self,
         pictures: Sequence[Picture],
         progress: Progress = no_progress,
+        edges: Sequence[Picture | None] | None = None,
         *,
         references: Sequence[Picture] | None = None,
     ) -> list[Picture]:
         """Pictures of one `canvas_size` at once. Each draws noise of its own: the result does not depend on the others.
 
-        `references`: one for each, see `__call__`.
+        `edges`, `references`: one for each, see `__call__`.
 
         Raises:
             UserError: as `__call__` does.
@@ -168,7 +193,7 @@ class Upscaler:
             rngs = [torch_rng("cpu", "upscale", self.settings.seed) for _ in pictures]
             vae = TiledAutoencoder(
                 self.networks.model.first_stage_model,
-                self.networks.cfw,
+                None if self.edges.input_is_map else self.networks.cfw,
                 self.networks.model.scale_factor,
                 self.networks.device,
                 self.tile,
@@ -176,17 +201,29 @@ class Upscaler:
                 self.settings.dec_w,
             )
             large = [self.enlarged(picture) for picture in pictures]
-            lq_pm1 = [_padded(picture, (height, width)) for picture in large]
-            z_lq = torch.cat([vae.encode(image, rng, progress) for image, rng in zip(lq_pm1, rngs, strict=True)])
+            lq_pm1 = [to_pm1(padded(picture.rgb_01[None], (height, width))) for picture in large]
+            given = self._given(pictures, edges)
+            maps = [self.edges.map_of(*each) for each in zip(large, lq_pm1, given, strict=True)]
+            latents = self._latents(lq_pm1, maps, rngs, lambda image, rng: vae.encode(image, rng, progress))
             correct = None
             if references is not None:
                 shown = [fitted(each, like.size) for each, like in zip(references, large, strict=True)]
-                correct = self._towards([_padded(each, (height, width)) for each in shown], vae)
-            z = self._sample(z_lq.to(self.networks.device), rngs, progress, correct).cpu()
+                canvases = [to_pm1(padded(each.rgb_01[None], (height, width))) for each in shown]
+                correct = self._towards(canvases, vae)
+            z = self._sample(latents, rngs, progress, correct).cpu()
             return [
                 self._finished(picture, vae.decode(latent[None], image, progress))
                 for picture, latent, image in zip(large, z, lq_pm1, strict=True)
             ]
+
+    def edge_map(self, picture: Picture, edges: Picture | None = None) -> Picture | None:
+        """The map that the model is told, at the result's size, to look at; None for a model that sees no edges."""
+        if self.networks.model.edge_condition is None:
+            return None
+        large = self.enlarged(picture)
+        canvas_pm1 = to_pm1(padded(large.rgb_01[None], self.canvas_size(picture)))
+        (given,) = self._given([picture], [edges])
+        return as_picture(self.edges.map_of(large, canvas_pm1, given), large)
 
     def enlarged(self, picture: Picture) -> Picture:
         """The picture at the result's size by bicubic interpolation, as in training; see `Picture.opaque`."""
@@ -198,37 +235,74 @@ class Upscaler:
         alpha = picture.alpha_01
         return replace(picture, rgb_01=resized(picture.opaque()), alpha_01=None if alpha is None else resized(alpha))
 
+    def _given(self, pictures: Sequence[Picture], edges: Sequence[Picture | None] | None) -> Sequence[Picture | None]:
+        """The pictures of edges. Raises FieldError where there are any, and other edges are asked for."""
+        if edges is None or all(each is None for each in edges):
+            return pictures if self.edges.input_is_map else [None] * len(pictures)
+        if self.edges.told != "file":
+            raise FieldError("edges", f"is {self.edges.told}, and a picture of edges is given: choose file")
+        return edges
+
+    def _latents(
+        self, lq_pm1: Sequence[Tensor], maps: Sequence[Tensor | None], rngs: Sequence[torch.Generator], encode: Encode
+    ) -> Latents:
+        """Of canvases (1, 3, H, W) and their maps. What edges draw leaves `rngs` alone: noise is the same without."""
+        model, f = self.networks.model, self.networks.downsampling
+        if self.edges.alone:  # there is nothing to be seen but edges
+            height, width = (side // f for side in lq_pm1[0].shape[-2:])
+            z_lq = torch.zeros(len(lq_pm1), model.first_stage_model.post_quant_conv.in_channels, height, width)
+        else:
+            z_lq = torch.cat([encode(image, rng) for image, rng in zip(lq_pm1, rngs, strict=True)])
+
+        def encode_maps(maps_pm1: Tensor) -> Tensor:
+            return torch.cat([encode(each[None], torch_rng("cpu", "edges", self.settings.seed)) for each in maps_pm1])
+
+        told = [each for each in maps if each is not None]
+        z_struct = model.structure(z_lq, torch.cat(told) if told else None, encode=encode_maps)
+        z_without_edges = None
+        if self.settings.edge_scale != 1:
+            z_without_edges = model.structure(z_lq, None, encode=encode_maps)
+        if not self.edges.alone or self.settings.start == "noise":
+            return Latents(z_lq, z_struct, z_without_edges)
+        if z_struct.shape != z_lq.shape:
+            raise FieldError("start", "is input: this model's edges are no latent to start from; choose noise")
+        return Latents(z_struct, z_struct, z_without_edges)
+
     def _towards(self, references_pm1: Sequence[Tensor], vae: TiledAutoencoder) -> Correction:
         """Of canvases (1, 3, H, W). What the encoder draws leaves the pictures' own noise alone."""
         z_ref = [vae.encode(each, torch_rng("cpu", "reference", self.settings.seed)) for each in references_pm1]
         return towards(torch.cat(z_ref).to(self.networks.device), self.settings.pull())
 
     def _sample(
-        self, z_lq: Tensor, rngs: Sequence[torch.Generator], progress: Progress, correct: Correction | None
+        self, latents: Latents, rngs: Sequence[torch.Generator], progress: Progress, correct: Correction | None
     ) -> Tensor:
-        chosen, model = self.settings, self.networks.model
+        chosen, model, device = self.settings, self.networks.model, self.networks.device
         prompts = [chosen.prompt, chosen.negative_prompt]
-        context, uncond = model.contexts(prompts).to(self.networks.device)[:, None]
-        together = max(1, chosen.batch // len(z_lq))
+        context, uncond = model.contexts(prompts).to(device)[:, None]
+        together = max(1, chosen.batch // len(rngs))
         tiling = Tiling(self.tile, self.overlap, together) if self.tile else None
+        noise = noise_of_pictures(rngs, device)
+        without_edges = None if latents.z_without_edges is None else latents.z_without_edges.to(device)
         with model.ema_scope():
             return model.sample(
-                z_lq,
-                Guidance(context, uncond, chosen.guidance_scale, correct=correct),
+                latents.z_start.to(device),
+                Guidance(context, uncond, chosen.guidance_scale, without_edges, chosen.edge_scale, correct),
                 self.sampling,
                 tiling=tiling,
-                noise=noise_of_pictures(rngs, z_lq.device),
+                x_T=noise(latents.z_start.shape) if chosen.start == "noise" else None,
+                z_struct=latents.z_struct.to(device),
+                noise=noise,
                 progress=lambda steps: progress("sampling", steps),
             )
 
     def _finished(self, enlarged: Picture, decoded_pm1: Tensor) -> Picture:
         """Crop, and correct the colours by the enlarged input. Raises UserError for a result that is not finite."""
-        height, width = enlarged.size
-        top, left = _margins(enlarged, decoded_pm1.shape[-2:])
-        image = decoded_pm1[..., top : top + height, left : left + width]
+        image = cropped(decoded_pm1, enlarged.size)
+        if self.edges.input_is_map:  # which has no colours, and no shape of what is opaque, to give
+            enlarged = replace(enlarged, alpha_01=None, grey=False)
         if not image.isfinite().all():  # before it is clamped, which would make it look like a picture
             raise _not_finite(self.networks.precision)
-        if self.settings.colorfix != "none":
+        if self.settings.colorfix != "none" and not self.edges.input_is_map:
             image = COLOR_FIXES[self.settings.colorfix](image, to_pm1(enlarged.rgb_01[None]))
         return replace(enlarged, rgb_01=from_pm1(image[0]).clamp(0, 1))
 
@@ -259,18 +333,6 @@ def _tiles(networks: Networks, settings: UpscaleSettings) -> tuple[int | None, i
     if overlap >= side:
         raise FieldError("tile_overlap", f"is {overlap}: choose less than the tiles' {side} pixels")
     return side // networks.downsampling, overlap // networks.downsampling
-
-
-def _margins(enlarged: Picture, canvas: Sequence[int]) -> tuple[int, int]:
-    """Rows above and columns left of a picture in the middle of its canvas (height, width)."""
-    top, left = (-(-(outer - inner) // 2) for outer, inner in zip(canvas, enlarged.size, strict=True))
-    return top, left
-
-
-def _padded(enlarged: Picture, canvas: tuple[int, int]) -> Tensor:
-    """(1, 3, *canvas) in [-1, 1], the picture in the middle, mirrored beyond its borders."""
-    padded = reflect_pad(enlarged.rgb_01[None], *_margins(enlarged, canvas))
-    return padded[..., : canvas[0], : canvas[1]] * 2 - 1
 
 
 def _memory() -> float:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.img_util import opened, read_picture
+from ldm.inference.edges import SUFFIX
 from ldm.inference.networks import Networks
 from ldm.inference.picture import Picture
 from ldm.inference.pipeline import NotEnoughMemoryError, Upscaler
@@ -26,6 +27,7 @@ NO_MEMORY = "There is not enough memory for a result of this size; choose a smal
 LABELS = {
     "upscale": "Factor", "steps": "Steps", "sampler": "Sampler", "colorfix": "Colours", "seed": "Seed",
     "guidance_scale": "Guidance", "prompt": "Prompt", "negative_prompt": "Negative prompt", "dec_w": "Faithfulness",
+    "edges": "Edges", "edge_scale": "Pull towards the edges",
 }  # fmt: skip
 
 
@@ -44,10 +46,14 @@ class Stop(threading.Event):
 
 @dataclass(frozen=True)
 class BeforeAndAfter:
-    """Two PNG files of one size: the input enlarged by bicubic interpolation, and the upscaled picture."""
+    """PNG files of one size: the input enlarged by bicubic interpolation, and the upscaled picture.
+
+    told: the edges that the model was told, where it sees any.
+    """
 
     before: Path
     after: Path
+    told: Path | None
     size: tuple[int, int]  # height and width, pixels
     seconds: float
 
@@ -89,9 +95,16 @@ class Service:
         return height, width
 
     def upscale(
-        self, file: Path, settings: UpscaleSettings, place: Path, stop: Stop, progress: Progress = no_progress
+        self,
+        file: Path,
+        settings: UpscaleSettings,
+        place: Path,
+        stop: Stop,
+        progress: Progress = no_progress,
+        *,
+        edges: Path | None = None,
     ) -> BeforeAndAfter:
-        """Upscale a file; the result is in a new folder below `place`.
+        """Upscale a file, with a picture of edges if there is one; the result is in a new folder below `place`.
 
         Raises:
             StoppedError: `stop` was set, by whatever thread.
@@ -107,22 +120,29 @@ class Service:
         with self._one_at_a_time:
             stop.check()
             picture = self.open(file)
+            drawn = None if edges is None else self.open(edges)
+            if drawn is not None:
+                settings = replace(settings, edges="file")
             size = self.result_size(picture.size, settings.upscale)
             denoiser: nn.Module = self.networks.model.model.diffusion_model
             # A step of a large picture is many calls of the network: stopping does not wait for all of them.
             with friendly_errors(file), denoiser.register_forward_pre_hook(stop.check):
                 upscaler = Upscaler(self.networks, settings)
-                (result,) = upscaler.upscale([picture], stoppable)
+                (result,) = upscaler.upscale([picture], stoppable, [drawn])
+                told = upscaler.edge_map(picture, drawn)
         place.mkdir(parents=True, exist_ok=True)
         folder = Path(mkdtemp(dir=place))
         before, after = folder / f"{file.stem}_bicubic.png", folder / f"{file.stem}_x{settings.upscale:g}.png"
+        told_file = None if told is None else folder / f"{file.stem}{SUFFIX}.png"
         try:
             before.write_bytes(upscaler.enlarged(picture).to_png(8))
             after.write_bytes(result.to_png(8))
+            if told is not None and told_file is not None:
+                told_file.write_bytes(told.to_png(8))
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"The result cannot be stored on this page's machine ({error.strerror})") from error
-        return BeforeAndAfter(before, after, size, time.monotonic() - start)
+        return BeforeAndAfter(before, after, told_file, size, time.monotonic() - start)
 
 
 @contextmanager

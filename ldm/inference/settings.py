@@ -11,6 +11,8 @@ from ldm.models.diffusion.reference import ReferencePull
 
 Sampler = Literal["ddpm", "ddim"]
 ColorFix = Literal["adain", "wavelet", "none"]
+Edges = Literal["auto", "lq", "none", "dummy", "file", "input"]
+Start = Literal["auto", "input", "noise"]
 PRECISIONS = ("fp32", "bf16", "fp16")
 MIN_TILE = 64  # pixels of the result
 MAX_FACTOR = 16
@@ -47,7 +49,10 @@ class UpscaleSettings:
     sampler: Sampler = "ddpm"
     eta: float = 0.0
     start_t: int | None = None
+    start: Start = "auto"
     guidance_scale: float = 1.0
+    edges: Edges = "auto"
+    edge_scale: float = 1.0
     prompt: str = ""
     negative_prompt: str = ""
     dec_w: float = 0.5
@@ -65,11 +70,18 @@ class UpscaleSettings:
         checks.whole_number("steps", self.steps, 1)
         checks.number("eta", self.eta, 0, 1)
         checks.number("guidance_scale", self.guidance_scale)
+        checks.number("edge_scale", self.edge_scale)
         checks.number("dec_w", self.dec_w, 0, 1)
         checks.whole_number("batch", self.batch, 1)
         checks.whole_number("seed", self.seed, 0)
         check_choice("sampler", self.sampler, get_args(Sampler))
         check_choice("colorfix", self.colorfix, get_args(ColorFix))
+        check_choice("edges", self.edges, get_args(Edges))
+        check_choice("start", self.start, get_args(Start))
+        if self.start == "noise" and self.start_t is not None:
+            raise FieldError(
+                "start", f"is noise, which is all there is at the last step, not at start_t {self.start_t}"
+            )
         self.pull()
         if self.start_t is not None and self.steps > checks.whole_number("start_t", self.start_t, 0) + 1:
             raise FieldError(

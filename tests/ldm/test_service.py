@@ -4,6 +4,7 @@ import threading
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from reference.models import stage1
+from reference.models import SMALL, stage1
 
 from basicsr.utils.errors import FieldError, UserError
 from ldm.inference.networks import Networks
@@ -58,6 +59,35 @@ def test_it_makes_what_the_upscaler_makes(service: Service, file: Path) -> None:
     alone = Upscaler(service.networks, SETTINGS)(Image.open(file))
     np.testing.assert_array_equal(np.asarray(Image.open(made.after)), np.asarray(alone))
     assert Image.open(made.before).size == (48, 40)
+
+
+def test_a_model_that_sees_edges_is_told_them_and_they_are_shown(file: Path, tmp_path: Path) -> None:
+    structure = {
+        "target": "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModelWT",
+        "params": {**SMALL["structure"], "in_channels": 8},
+    }
+    model = stage1(structcond_stage_config=structure).eval().requires_grad_(False)
+    service = Service(Networks(model, None, 32, torch.device("cpu")), max_pixels=5000)
+    pixels = np.zeros((20, 24), np.uint8)
+    pixels[6] = 255
+    drawn = tmp_path / "lines.png"
+    Image.fromarray(pixels).save(drawn)
+    own = finished(service, file)
+    given = service.upscale(file, SETTINGS, tmp_path / "made", Stop(), edges=drawn)
+    assert own.told is not None and given.told is not None
+    np.testing.assert_array_equal(np.asarray(Image.open(given.told)), np.repeat(np.repeat(pixels, 2, 0), 2, 1))
+    assert (np.asarray(Image.open(given.after)) != np.asarray(Image.open(own.after))).any()
+    alone = Upscaler(service.networks, replace(SETTINGS, edges="file"))(Image.open(file), edges=Image.open(drawn))
+    np.testing.assert_array_equal(np.asarray(Image.open(given.after)), np.asarray(alone))
+    drawn.write_text("no picture")
+    with pytest.raises(UserError, match=r"lines\.png: cannot be read as a picture"):
+        service.upscale(file, SETTINGS, tmp_path / "made", Stop(), edges=drawn)
+
+
+def test_without_such_a_model_edges_are_refused_and_none_are_shown(service: Service, file: Path) -> None:
+    assert finished(service, file).told is None
+    with pytest.raises(UserError, match="Edges is file: this model sees no edges"):
+        service.upscale(file, SETTINGS, file.parent / "made", Stop(), edges=file)
 
 
 def broken(folder: Path, name: str) -> Path:

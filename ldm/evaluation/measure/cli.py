@@ -30,6 +30,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--also", action="append", default=[], metavar="FOLDER|bicubic", help=also)
     add("--data", required=True, metavar="FOLDER", help="true pictures, searched with subfolders")
     add("--lq", metavar="FOLDER", help="degraded pictures of the same names, full size or 1/sf of it")
+    told = "what runs that see edges are told, one column each: edges (of the degraded picture), none, dummy (a blank "
+    told += "sheet), file, and gt, the true picture's: an oracle; several between commas (default: edges)"
+    add("--conditions", type=lambda words: words.split(","), default=["edges"], metavar="NAMES", help=told)
+    add("--edges", metavar="FOLDER", help="for condition file: pictures of edges, NAME_edge.png or NAME.png")
     add("--checkpoints", default="all", metavar="WHICH", help="all, last, best or every:N (default: all)")
     add("--steps", type=int, default=50, help="sampling steps (default: 50)")
     add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="default: ddpm")

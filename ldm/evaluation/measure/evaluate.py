@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import OutputError, write_whole
 from ldm.evaluation.measure.pictures import (
@@ -15,13 +16,14 @@ from ldm.evaluation.measure.pictures import (
     given_pictures,
     made_pictures,
     true_pictures,
+    with_edges,
 )
 from ldm.evaluation.measure.records import Record, collect
 from ldm.evaluation.measure.runs import TrainedRun, open_runs, select_checkpoints
 from ldm.evaluation.measure.sources import Bicubic, Folder, Source, Trained, missing_partners, open_arms
 from ldm.evaluation.measure.work import compute
 from ldm.evaluation.report.page import write_page
-from ldm.evaluation.report.summary import FILE, Report, Sampler, Settings, save_report
+from ldm.evaluation.report.summary import CONDITIONS, FILE, Report, Sampler, Settings, save_report
 from ldm.inference.sharing import Team
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class EvaluationOptions:
     runs: Sequence[str] = ()
     also: Sequence[str] = ()  # see `open_arms`
     lq: str | None = None
+    conditions: Sequence[str] = ("edges",)  # keys of `CONDITIONS`, for runs that see edges
+    edges: str | None = None  # the folder of condition `file`
     checkpoints: str = "all"
     steps: int = 50
     sampler: Sampler = "ddpm"
@@ -81,7 +85,10 @@ class Evaluation:
         self.settings = Settings(options.steps, options.sampler, options.seed, sf, border, *lpips)
         for run in self.runs:
             select_checkpoints(run, options.checkpoints)  # to complain of a mistyped choice before work begins
+        self._check_conditions()
         self._find_pictures()
+        if options.edges:
+            self.pictures = with_edges(self.pictures, options.edges)
         check_border(self.pictures, border)
         self.arms = open_arms(options.also, [run.name for run in self.runs], self.pictures)
         for arm in self.arms:
@@ -129,6 +136,22 @@ class Evaluation:
                 return
             time.sleep(pause)
 
+    def _check_conditions(self) -> None:
+        """Raise FieldError for conditions that there are not, or that no run is told of."""
+        chosen = self.options.conditions
+        if unknown := [each for each in chosen if each not in CONDITIONS]:
+            raise checks.unknown("conditions", unknown[0], CONDITIONS)
+        if len({*chosen}) < len(chosen) or not chosen:
+            raise FieldError("conditions", f"is {','.join(chosen)}: give each once, and one at least")
+        if ("file" in chosen) != (self.options.edges is not None):
+            raise FieldError("edges", "and condition file belong together: it is the folder with pictures of edges")
+        if tuple(chosen) != ("edges",) and not any(run.edge_use for run in self.runs):
+            raise FieldError(
+                "conditions", f"is {','.join(chosen)}: no run's model sees edges, there is nothing to tell"
+            )
+        if "gt" in chosen:
+            log.warning("condition gt is an ORACLE: its models are told the true pictures' edges, which no use has")
+
     def _find_pictures(self) -> None:
         options = self.options
         if options.lq:
@@ -155,7 +178,8 @@ class Evaluation:
             if not checkpoints and not patient:
                 why = f": {spoilt[0]}" if spoilt else f" in {run.checkpoints}; train it first, or use --watch to wait"
                 raise FieldError("run", f"{run.name} has no checkpoint{why}")
-            sources += [Trained(run, checkpoint) for checkpoint in checkpoints]
+            conditions = self.options.conditions if run.edge_use else [""]
+            sources += [Trained(run, checkpoint, each) for checkpoint in checkpoints for each in conditions]
         folder = self.options.out / "restored"
         records = [
             Record(source, picture, self.settings, folder)

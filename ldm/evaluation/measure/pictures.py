@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from basicsr.utils.img_util import as_01, read_rgb
 from basicsr.utils.ranges import to_u8
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.config import Config
+from ldm.inference.edges import SUFFIX
 from ldm.inference.pipeline import MIN_SIDE
 from ldm.util import instantiate_from_config
 
@@ -37,6 +38,8 @@ class PicturePair:
     lq: Path | None
     gt_identity: str
     lq_identity: str
+    edges: Path | None = None  # a picture of its edges
+    edges_identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,22 @@ def made_pictures(data: str, config: Config, seed: int, folder: Path) -> tuple[l
             save_picture(_degraded(read_tensor(gt), name, pipeline, kernels, seed), lq)
         pictures.append(PicturePair(name, gt, lq, file_identity(gt), identity))
     return _some(pictures, data, left_out), left_out
+
+
+def with_edges(pictures: Sequence[PicturePair], folder: str) -> list[PicturePair]:
+    """The same with their pictures of edges below `folder`: NAME_edge.png or NAME.png.
+
+    Raises:
+        FieldError: a missing folder, or a picture without one.
+    """
+    found = pictures_by_name(folder, "edges")
+    complete = []
+    for picture in pictures:
+        edges = found.get(f"{picture.name}{SUFFIX}", found.get(picture.name))
+        if edges is None:
+            raise FieldError("edges", f"{folder}: there is no picture of edges {picture.name}{SUFFIX}.png")
+        complete.append(replace(picture, edges=edges, edges_identity=file_identity(edges)))
+    return complete
 
 
 def read_frames(picture: PicturePair, sf: int) -> Frames:

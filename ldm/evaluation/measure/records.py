@@ -19,8 +19,8 @@ from basicsr.utils.errors import UserError
 from basicsr.utils.files import digest, write_whole
 from basicsr.utils.rng import derived_seed
 from ldm.evaluation.measure.pictures import PicturePair, read_frames, read_tensor, save_picture
-from ldm.evaluation.measure.restore import restore
-from ldm.evaluation.measure.sources import Folder, Source
+from ldm.evaluation.measure.restore import restore, told_edges
+from ldm.evaluation.measure.sources import Folder, Source, Trained
 from ldm.evaluation.report.summary import OPTIONAL, CheckpointResult, Report, RunResult, Settings, numbers_from
 from ldm.inference.networks import Networks
 
@@ -97,10 +97,12 @@ class Record:
 
     def restore(self, networks: Networks | None) -> None:
         """Restore the picture, without networks by enlarging alone, and store it."""
-        result_01 = read_frames(self.picture, self.settings.sf).lq_01
-        if networks is not None:
-            seed = derived_seed("evaluation", self.settings.seed, self.picture.name)
-            result_01 = restore(networks, result_01, self.settings.steps, seed, self.settings.sampler)
+        frames = read_frames(self.picture, self.settings.sf)
+        result_01 = frames.lq_01
+        if networks is not None and isinstance(self.source, Trained):
+            settings, seed = self.settings, derived_seed("evaluation", self.settings.seed, self.picture.name)
+            edges = told_edges(networks, self.source.edges, frames.gt_01, self.picture.edges)
+            result_01 = restore(networks, result_01, settings.steps, seed, settings.sampler, *edges)
         save_picture(result_01, self.restored)
 
 
@@ -137,6 +139,8 @@ def collect(
             source.label if labels.count(source.label) == 1 else name,
             source.edge_loss_weight,
             tuple(runs[name].values()),
+            source.condition,
+            source.group,
         )
         for name, source in about.items()
     )

@@ -1,14 +1,21 @@
 """From a checkpoint to restored pictures: the one place where an evaluation touches the model."""
 
+from pathlib import Path
+from typing import cast
+
 import torch
 from torch import Tensor
 
+from basicsr.data.pair_pool import Pair
 from basicsr.utils.errors import UserError
+from basicsr.utils.img_util import read_picture
+from basicsr.utils.ranges import from_pm1, to_pm1
 from ldm.evaluation.measure.runs import Checkpoint, TrainedRun, read_checkpoint
+from ldm.evaluation.measure.sources import Told
 from ldm.inference.networks import Networks
 from ldm.inference.picture import Picture
 from ldm.inference.pipeline import Upscaler
-from ldm.inference.settings import Sampler, UpscaleSettings
+from ldm.inference.settings import Edges, Sampler, UpscaleSettings
 from ldm.models.build import build_model
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.models.diffusion.guidance import Guidance
@@ -28,28 +35,53 @@ def load_networks(run: TrainedRun, checkpoint: Checkpoint, device: torch.device)
     return Networks(model.eval().requires_grad_(False).to(device), None, frame, device)
 
 
-def restore(networks: Networks, lq_01: Tensor, steps: int, seed: int, sampler: Sampler = "ddpm") -> Tensor:
+def told_edges(networks: Networks, told: Told, gt_01: Tensor, file: Path | None) -> tuple[Edges, Picture | None]:
+    """What an upscaler is to be told, and the picture of edges that goes with it: for `gt` the true picture's."""
+    condition = networks.model.edge_condition
+    if told == "gt" and condition is not None:
+        return "file", Picture(from_pm1(condition.map_of(to_pm1(gt_01[None])))[0], grey=True)
+    if told == "file" and file is not None:
+        return "file", Picture.from_stored(read_picture(file))
+    return cast(Edges, told), None
+
+
+def restore(
+    networks: Networks,
+    lq_01: Tensor,
+    steps: int,
+    seed: int,
+    sampler: Sampler = "ddpm",
+    edges: Edges = "auto",
+    edge_picture: Picture | None = None,
+) -> Tensor:
     """One picture of any size, in tiles of the size that the model was trained at.
 
     Args:
         lq_01: RGB (3, H, W) in [0, 1], at the size of the result.
         steps, sampler: of the diffusion process: "ddpm" or "ddim".
         seed: decides all noise.
+        edges, edge_picture: what a model that sees edges is told: see `UpscaleSettings` and `Upscaler`.
 
     Returns:
         RGB (3, H, W) in [0, 1], on the CPU; its colours are the model's own, not corrected.
     """
-    settings = UpscaleSettings(upscale=1, steps=steps, sampler=sampler, seed=seed, colorfix="none", batch=4)
-    return Upscaler(networks, settings).upscale([Picture(lq_01)])[0].rgb_01
+    settings = UpscaleSettings(1, steps, sampler, seed=seed, colorfix="none", batch=4, edges=edges)
+    return Upscaler(networks, settings).upscale([Picture(lq_01)], edges=[edge_picture])[0].rgb_01
 
 
 @torch.no_grad()
 def sample_frames(
-    model: LatentDiffusionSRTextWT, lq_pm1: Tensor, steps: int, rng: torch.Generator, sampler: str = "ddim"
+    model: LatentDiffusionSRTextWT, pair: Pair, steps: int, rng: torch.Generator, sampler: str = "ddim"
 ) -> Tensor:
-    """LQ frames (B, 3, H, W) in [-1, 1], of a size that the model trains on -> restored ones, clamped to [-1, 1]."""
+    """Frames of a size that the model trains on -> restored ones (B, 3, H, W), clamped to [-1, 1].
+
+    A model that sees edges is told those that it is trained with.
+    """
     with model.ema_scope():
-        z_lq = model.first_stage.encode(lq_pm1, rng)
-        guidance = Guidance(model.context(len(z_lq)))
-        z = model.sample(z_lq, guidance, Sampling(steps, sampler), noise=model.noise(rng))
+        z_lq = model.first_stage.encode(pair.lq_pm1, rng)
+        z_struct, noise = model.structure.of_pair(z_lq, pair, rng), model.noise(rng)
+        condition, guidance = model.edge_condition, Guidance(model.context(len(z_lq)))
+        alone = condition is not None and condition.use == "alone"  # there is no picture to start from
+        x_T = noise(z_lq.shape) if alone else None
+        z = model.sample(z_lq, guidance, Sampling(steps, sampler), z_struct=z_struct, x_T=x_T, noise=noise)
         return model.decode(z).clamp(-1, 1)

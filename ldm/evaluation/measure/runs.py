@@ -47,6 +47,15 @@ class TrainedRun:
         return str(weight) if weight.relative else weight.value
 
     @property
+    def edge_use(self) -> str:
+        """How its model sees edges: `beside` the degraded picture or `alone`; empty where it sees none."""
+        options = self.config.get("model.params.edge_condition")
+        channels = self.config.get("model.params.structcond_stage_config.params.in_channels", 4)
+        if options is None and channels == self.config.get("model.params.first_stage_config.params.embed_dim", 4):
+            return ""
+        return str((options or {}).get("use", "beside"))
+
+    @property
     def checkpoints(self) -> Path:
         """Where ModelCheckpoint was told to write."""
         return Path(self.config.get("lightning.modelcheckpoint.params.dirpath", self.folder / "checkpoints"))

@@ -3,29 +3,36 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 from basicsr.utils.errors import FieldError
 from ldm.evaluation.measure.pictures import PicturePair, file_identity, pictures_by_name
 from ldm.evaluation.measure.runs import Checkpoint, TrainedRun
-from ldm.evaluation.report.summary import Settings
+from ldm.evaluation.report.summary import CONDITIONS, Settings
 
 BICUBIC = "bicubic"
+Told = Literal["auto", "lq", "none", "dummy", "file", "gt"]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint of a run."""
+    """A checkpoint of a run, under a condition where it sees edges: a key of `CONDITIONS`."""
 
     run: TrainedRun
     checkpoint: Checkpoint
+    condition: str = ""
+
+    @property
+    def group(self) -> str:
+        return self.run.name if self.condition else ""
 
     @property
     def name(self) -> str:
-        return self.run.name
+        return f"{self.run.name} [{self.condition}]" if self.condition else self.run.name
 
     @property
     def label(self) -> str:
-        return self.run.label
+        return f"{self.run.label}, {CONDITIONS[self.condition]}" if self.condition else self.run.label
 
     @property
     def edge_loss_weight(self) -> float | str | None:
@@ -42,13 +49,26 @@ class Trained:
     @property
     def place(self) -> Path:
         """Of what is computed, below the folder of all restored pictures."""
-        return Path(self.run.name, f"step{self.checkpoint.step:06d}")
+        told = {"": "", "gt": "-gt-oracle"}.get(self.condition, f"-{self.condition}")
+        return Path(self.run.name, f"step{self.checkpoint.step:06d}{told}")
+
+    @property
+    def edges(self) -> Told:
+        """What the model is told; `gt` is the true picture's edges.
+
+        Where edges become a picture, those of the true one are the input itself, and no leak.
+        """
+        if self.condition == "edges":
+            return "gt" if self.run.edge_use == "alone" else "lq"
+        return cast(Told, self.condition or "auto")
 
     def key(self, picture: PicturePair, settings: Settings) -> str:
         """All that a restored picture depends on."""
         how = (settings.steps, settings.sampler, settings.seed, settings.sf)
         model = self.run.config.get("model")
-        return repr((self.checkpoint.identity, model, picture.lq_identity, picture.name, how))
+        told = {"gt": picture.gt_identity, "file": picture.edges_identity}.get(self.edges, "")
+        condition = (self.edges, told) if self.condition else ()
+        return repr((self.checkpoint.identity, model, picture.lq_identity, picture.name, how, *condition))
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,8 @@ class Bicubic:
     name: str = BICUBIC
     label: str = BICUBIC
     edge_loss_weight: None = None
+    condition: str = ""
+    group: str = ""
     step: None = None
     path: str = ""
     place: Path = Path(BICUBIC)
@@ -75,6 +97,8 @@ class Folder:
     files: dict[str, Path]
     identities: dict[str, str]
     edge_loss_weight: None = None
+    condition: str = ""
+    group: str = ""
     step: None = None
 
     @property

@@ -12,10 +12,12 @@ from basicsr.utils.files import OutputError
 from ldm.evaluation.measure.pictures import usable
 from ldm.evaluation.measure.records import Record
 from ldm.evaluation.measure.restore import load_networks
+from ldm.evaluation.measure.runs import Checkpoint, TrainedRun
 from ldm.evaluation.measure.sources import Folder, Trained
 from ldm.inference.networks import Networks
 from ldm.inference.sharing import Team
 
+Weights = tuple[TrainedRun, Checkpoint]  # which may be restored with under several conditions
 # Tells of one picture that is done (None) or of a checkpoint that cannot be used (why).
 News = Callable[[str | None], None]
 
@@ -62,20 +64,21 @@ def _lpips_of(records: Sequence[Record]) -> Lpips | None:
 def _work(records: Sequence[Record], device: torch.device, news: News) -> None:
     """Restore and measure these records, which are sorted by checkpoint."""
     lpips = _lpips_of(records)
-    loaded: Trained | None = None
+    loaded: Weights | None = None
     networks: Networks | None = None
-    spoilt: Trained | None = None
+    spoilt: Weights | None = None
     for record in records:
         source = record.source
-        if source == spoilt:
+        weights = (source.run, source.checkpoint) if isinstance(source, Trained) else None
+        if weights is not None and weights == spoilt:
             continue
         missing = not isinstance(source, Folder) and not usable(record.restored)
         try:
-            if missing and isinstance(source, Trained) and source != loaded:
+            if missing and weights is not None and weights != loaded:
                 networks = None  # the memory of the one before is needed
-                spoilt = source  # unless it loads
-                networks = load_networks(source.run, source.checkpoint, device)
-                loaded, spoilt = source, None
+                spoilt = weights  # unless it loads
+                networks = load_networks(*weights, device)
+                loaded, spoilt = weights, None
         except UserError as error:
             news(str(error))
             continue

@@ -10,7 +10,7 @@ from basicsr.metrics.table import METRICS
 from basicsr.utils.errors import UserError, fields_named
 from ldm.console import OneLineParser, some_path
 from ldm.evaluation.report.charts import in_words
-from ldm.evaluation.report.comparison import Comparison, compare_runs
+from ldm.evaluation.report.comparison import Comparison, compare_runs, paired
 from ldm.evaluation.report.page import write_page
 from ldm.evaluation.report.summary import CheckpointResult, Report, RunResult, load_report
 
@@ -42,6 +42,12 @@ def table(report: Report, comparison: Comparison) -> list[str]:
         step = "" if result.step is None else f", step {result.step}"
         lines += ["", f"{run.label} ({run.origin}{step})"]
         lines += [_line(comparison, run, result, metric) for metric in report.metrics]
+    for (less, less_result), (more, result) in comparison.conditions:
+        lines += ["", f"{more.label} minus {less.label}"]
+        for metric in report.metrics:
+            change = paired(less_result, result, metric)
+            words = in_words(change.difference, METRICS[metric].decimals, "+")
+            lines.append(f"  {METRICS[metric].label:16}{words:34}{change.score}".rstrip())
     lines += ["", *report.undefined]
     if comparison.others:
         base = comparison.runs[0].label

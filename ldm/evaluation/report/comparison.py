@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from basicsr.metrics.table import METRICS
 from basicsr.utils.errors import FieldError, did_you_mean
 from ldm.evaluation.report.statistics import Paired, compare
-from ldm.evaluation.report.summary import CheckpointResult, Report, RunResult
+from ldm.evaluation.report.summary import CONDITIONS, CheckpointResult, Report, RunResult
 from ldm.modules.losses.edge_weight import EdgeWeight
 
 
@@ -34,10 +35,25 @@ class Comparison:
         """All but the baseline."""
         return self.pairs[1:]
 
+    @property
+    def other_runs(self) -> list[tuple[RunResult, CheckpointResult]]:
+        """Those of `others` that are no further condition of the baseline's own run."""
+        group = self.runs[0].group
+        return [pair for pair in self.others if not group or pair[0].group != group]
+
+    @property
+    def conditions(self) -> list[tuple[tuple[RunResult, CheckpointResult], tuple[RunResult, CheckpointResult]]]:
+        """Every two conditions of each run, the one that is told less first."""
+        order = [*CONDITIONS]
+        groups = dict.fromkeys(run.group for run in self.runs if run.group)
+        of_groups = [[pair for pair in self.pairs if pair[0].group == group] for group in groups]
+        for members in of_groups:
+            members.sort(key=lambda pair: order.index(pair[0].condition))
+        return [two for members in of_groups for two in combinations(members, 2)]
+
     def paired(self, other: CheckpointResult, metric: str) -> Paired:
         """From the baseline to another run."""
-        higher = METRICS[metric].higher_is_better
-        return compare(self.chosen[0].values(metric), other.values(metric), higher_is_better=higher)
+        return paired(self.chosen[0], other, metric)
 
     def rows(self, metrics: Sequence[str]) -> list[dict[str, Any]]:
         """One for each other run and metric."""
@@ -46,8 +62,22 @@ class Comparison:
     def _row(self, run: RunResult, result: CheckpointResult, metric: str) -> dict[str, Any]:
         paired, base, base_result = self.paired(result, metric), self.runs[0], self.chosen[0]
         about = {"run": run.name, "step": result.step, "baseline": base.name, "baseline_step": base_result.step}
-        counts = {"wins": paired.wins, "losses": paired.losses, "ties": paired.ties}
-        return about | {"metric": metric} | paired.difference._asdict() | counts
+        return about | {"metric": metric} | _figures(paired)
+
+    def condition_rows(self, metrics: Sequence[str]) -> list[dict[str, Any]]:
+        """One for every two conditions of a run, and metric: the second minus the first."""
+        return [
+            {"run": run.group, "step": result.step, "condition": run.condition, "minus": less.condition}
+            | {"metric": metric}
+            | _figures(paired(less_result, result, metric))
+            for (less, less_result), (run, result) in self.conditions
+            for metric in metrics
+        ]
+
+
+def paired(first: CheckpointResult, second: CheckpointResult, metric: str) -> Paired:
+    """What changes from the first to the second."""
+    return compare(first.values(metric), second.values(metric), higher_is_better=METRICS[metric].higher_is_better)
 
 
 def compare_runs(report: Report, baseline: str | None = None, at: str = "last") -> Comparison:
@@ -56,7 +86,7 @@ def compare_runs(report: Report, baseline: str | None = None, at: str = "last") 
     Args:
         report: of at least one run or other arm.
         baseline: a run's name or label; None for the run with the smallest edge_loss_weight, the first of equals, and
-            for the first arm where there is no run.
+            for the first arm where there is no run; of a run that sees edges, what it is without.
         at: "last", the newest step that all runs have, else each one's newest; or a metric's name, for each run's best
             checkpoint by it, which flatters runs with many checkpoints.
 
@@ -77,8 +107,14 @@ def compare_runs(report: Report, baseline: str | None = None, at: str = "last") 
     return Comparison(tuple(runs), chosen, how)
 
 
-def _by_weight(run: RunResult) -> tuple[bool, EdgeWeight]:
-    return run.edge_weight is None, run.edge_weight or EdgeWeight(0.0)
+def _by_weight(run: RunResult) -> tuple[bool, EdgeWeight, int]:
+    order = ["", *CONDITIONS]
+    return run.edge_weight is None, run.edge_weight or EdgeWeight(0.0), order.index(run.condition)
+
+
+def _figures(paired: Paired) -> dict[str, Any]:
+    counts = {"wins": paired.wins, "losses": paired.losses, "ties": paired.ties}
+    return paired.difference._asdict() | counts
 
 
 def _chosen(runs: Sequence[RunResult], at: str, metrics: Sequence[str]) -> tuple[tuple[CheckpointResult, ...], str]:

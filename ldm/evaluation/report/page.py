@@ -14,13 +14,13 @@ from basicsr.metrics.table import METRICS
 from basicsr.utils.files import write_whole
 from ldm.evaluation.report import charts
 from ldm.evaluation.report.charts import Series, colour, in_words
-from ldm.evaluation.report.comparison import Comparison, compare_runs
+from ldm.evaluation.report.comparison import Comparison, compare_runs, paired
 from ldm.evaluation.report.gallery import Gallery, Version, data_uri, edge_picture, frame_uri, overview, zoom_window
 from ldm.evaluation.report.statistics import CONFIDENCE, Interval
-from ldm.evaluation.report.summary import Report, RunResult, write_csv
+from ldm.evaluation.report.summary import CheckpointResult, Report, RunResult, write_csv
 
 FILE = "report.html"
-SLIDER_PICTURES, SLIDER_RUNS, GALLERY_RUNS = 12, 6, 3
+SLIDER_PICTURES, SLIDER_RUNS, GALLERY_RUNS = 12, 6, 4
 GALLERY_METRIC = "edge_f1"
 TABLE_METRICS = ("psnr_y", "ssim_y", "edge_f1", "edge_psnr")
 
@@ -32,11 +32,14 @@ def write_page(report: Report, comparison: Comparison | None = None) -> Path:
     comparison = comparison or compare_runs(report)
     if comparison.others:
         write_csv(report.folder / "comparison.csv", comparison.rows(report.metrics))
+    if comparison.conditions:
+        write_csv(report.folder / "conditions.csv", comparison.condition_rows(report.metrics))
     sections: dict[str, Section] = {
         "overview": _overview(report, comparison),
         "best_checkpoints": _best(report),
         "over_training": _curves(report),
         "edge_loss_weight": _weights(report, comparison),
+        "edge_conditions": _conditions(report, comparison),
         "differences": _differences(report, comparison),
         "slider": _slider(report, comparison),
         "worst_and_best_pictures": _gallery(report, comparison),
@@ -76,7 +79,12 @@ def templates(runs: Sequence[RunResult]) -> Environment:
 
 def _facts(report: Report) -> str:
     runs = [run for run in report.runs if run.edge_loss_weight is not None]
-    facts = [_count(len(runs), "run"), _count(sum(len(run.checkpoints) for run in runs), "checkpoint")] if runs else []
+    files = {checkpoint.path for run in runs for checkpoint in run.checkpoints}
+    facts = (
+        [_count(len({run.group or run.name for run in runs}), "run"), _count(len(files), "checkpoint")] if runs else []
+    )
+    if conditions := {run.condition for run in runs if run.condition}:
+        facts.append(_count(len(conditions), "edge condition"))
     if others := len(report.runs) - len(runs):
         facts.append(_count(others, "other arm"))
     facts.append(_count(len(report.pictures), "picture"))
@@ -160,18 +168,30 @@ def _number(run: RunResult) -> float | None:
 
 
 def _differences(report: Report, comparison: Comparison) -> Section:
-    tables = []
-    for run, result in comparison.others:
-        rows = []
-        for metric in report.metrics:
-            paired = comparison.paired(result, metric)
-            change = paired.difference
-            if change.pictures:
-                bar = charts.interval_bar(change, max(abs(change.low), abs(change.high)), better=paired.better)
-                words = in_words(change, METRICS[metric].decimals, "+")
-                rows.append((metric, words, bar, paired.verdict, paired.score.removeprefix("won ")))
-        tables.append((run, rows))
+    base = comparison.pairs[0]
+    tables = [_difference(report, base, other) for other in comparison.other_runs]
     return {"tables": tables} if tables else None
+
+
+def _conditions(report: Report, comparison: Comparison) -> Section:
+    tables = [_difference(report, less, more) for less, more in comparison.conditions]
+    oracle = any(run.condition == "gt" for run in comparison.runs)
+    return {"tables": tables, "oracle": oracle} if tables else None
+
+
+def _difference(
+    report: Report, first: tuple[RunResult, CheckpointResult], second: tuple[RunResult, CheckpointResult]
+) -> tuple[RunResult, RunResult, list[tuple[Any, ...]]]:
+    """Second, first, and a row for each metric of what changes from the first to the second."""
+    rows = []
+    for metric in report.metrics:
+        change = paired(first[1], second[1], metric)
+        interval = change.difference
+        if interval.pictures:
+            bar = charts.interval_bar(interval, max(abs(interval.low), abs(interval.high)), better=change.better)
+            words = in_words(interval, METRICS[metric].decimals, "+")
+            rows.append((metric, words, bar, change.verdict, change.score.removeprefix("won ")))
+    return second[0], first[0], rows
 
 
 def _slider(report: Report, comparison: Comparison) -> Section:

@@ -17,6 +17,14 @@ from ldm.evaluation.report.statistics import Interval, bootstrap_mean
 from ldm.modules.losses.edge_weight import EdgeWeight
 
 FILE = "report.json"
+# What a model that sees edges is told, from the least to the most, in words. `ldm.inference.edges` says what they are.
+CONDITIONS = {
+    "none": "no edges",
+    "dummy": "dummy edges",
+    "edges": "edges",
+    "file": "drawn edges",
+    "gt": "GT edges (oracle)",
+}
 OPTIONAL = ("lpips",)  # metrics that are measured where they are asked for
 Sampler = Literal["ddpm", "ddim"]
 
@@ -65,12 +73,18 @@ class CheckpointResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run's checkpoints, by step; or one other arm, whose weight is None and whose only result has no step."""
+    """One run's checkpoints, by step; or one other arm, whose weight is None and whose only result has no step.
+
+    A run that sees edges is several of these, one for each condition (a key of `CONDITIONS`), and `group` is its name;
+    all others have neither.
+    """
 
     name: str
     label: str
     edge_loss_weight: float | str | None
     checkpoints: tuple[CheckpointResult, ...]
+    condition: str = ""
+    group: str = ""
 
     @property
     def edge_weight(self) -> EdgeWeight | None:
@@ -86,7 +100,8 @@ class RunResult:
     def origin(self) -> str:
         """Where its pictures come from, in words."""
         if self.edge_loss_weight is not None:
-            return f"edge_loss_weight {self.weight}"
+            told = f", told {CONDITIONS[self.condition]}" if self.condition else ""
+            return f"edge_loss_weight {self.weight}{told}"
         path = self.checkpoints[0].path
         return f"pictures from {path}" if path else "the degraded pictures as they are, at full size"
 
@@ -108,6 +123,16 @@ class Report:
     runs: tuple[RunResult, ...]
     left_out: tuple[str, ...]  # a line for everything that could not be used
 
+    def about(self, run: RunResult) -> dict[str, Any]:
+        """What CSV files say of a run: its conditions have a column where there are any."""
+        named = {"run": run.group or run.name} | ({"condition": run.condition} if self.has_conditions else {})
+        return named | {"edge_loss_weight": run.edge_loss_weight}
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether a run sees edges."""
+        return any(run.condition for run in self.runs)
+
     @property
     def metrics(self) -> list[str]:
         """Those that at least one picture has a value for."""
@@ -123,8 +148,7 @@ class Report:
     def rows(self) -> list[dict[str, Any]]:
         """One for each run, checkpoint and picture."""
         return [
-            {"run": run.name, "edge_loss_weight": run.edge_loss_weight, "step": checkpoint.step, "picture": picture}
-            | values
+            self.about(run) | {"step": checkpoint.step, "picture": picture} | values
             for run in self.runs
             for checkpoint in run.checkpoints
             for picture, values in checkpoint.pictures.items()
@@ -134,8 +158,7 @@ class Report:
     def means(self) -> list[dict[str, Any]]:
         """One row for each run, checkpoint and metric."""
         return [
-            {"run": run.name, "edge_loss_weight": run.edge_loss_weight, "step": checkpoint.step, "metric": metric}
-            | checkpoint.mean(metric)._asdict()
+            self.about(run) | {"step": checkpoint.step, "metric": metric} | checkpoint.mean(metric)._asdict()
             for run in self.runs
             for checkpoint in run.checkpoints
             for metric in self.metrics
@@ -205,12 +228,15 @@ def _as_run(content: Any) -> RunResult:
         )
         for each in content["checkpoints"]
     )
-    weight = content["edge_loss_weight"]
+    weight, condition = content["edge_loss_weight"], str(content.get("condition", ""))
     if not checkpoints:
         raise ValueError("a run without results")
     if weight is not None:
         EdgeWeight.parse(weight)
-    return RunResult(str(content["name"]), str(content["label"]), weight, checkpoints)
+    group = str(content.get("group", ""))
+    if bool(condition) != bool(group) or condition not in ("", *CONDITIONS):
+        raise ValueError("a condition that there is not, or one of no run")
+    return RunResult(str(content["name"]), str(content["label"]), weight, checkpoints, condition, group)
 
 
 def _is_nan(value: Any) -> bool:

@@ -55,7 +55,7 @@ class SampleMetrics(Callback):
         with isolated(trainer, pl_module):
             for index, pair in enumerate(self._pairs):
                 rng = torch_rng(pl_module.device, "sample metrics", index)
-                sr_pm1 = sample_frames(pl_module, pair.lq_pm1, self.steps, rng)
+                sr_pm1 = sample_frames(pl_module, pair, self.steps, rng)
                 for sr, gt in zip(*(from_pm1(image.float().cpu()) for image in (sr_pm1, pair.gt_pm1)), strict=True):
                     measured = measure(sr, gt, self.border)
                     for name in LOGGED:
