@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import yaml
 
 from basicsr.utils.errors import UserError, did_you_mean
 from ldm.console import OneLineParser, configure_logging
+from ldm.training.stop_signals import StopSignals
 from ldm.training.trainer_flags import TRAINER_FLAGS
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
@@ -66,13 +68,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     level = logging.INFO if is_first_process() else logging.ERROR
     configure_logging("main", "ldm", "basicsr", level=level, stream="stdout")
-    return friendly_errors(lambda: _train(parse_arguments(argv)))
+    with StopSignals() as signals:
+        return friendly_errors(lambda: _train(parse_arguments(argv), signals))
 
 
-def _train(options: Options) -> int:
-    from ldm.training.train import train
+def stop_status(signals: StopSignals) -> int:
+    """The exit status after a signal."""
+    if not is_first_process():
+        return 0  # Lightning takes another status of a further process for a crash, and kills the first one
+    return INTERRUPTED if signals.asked == signal.SIGINT else REQUEUE
 
-    return train(options)
+
+def _train(options: Options, signals: StopSignals) -> int:
+    try:
+        from ldm.training.train import train
+
+        return train(options, signals)
+    except BaseException:  # libraries turn a StopRequested in their midst into errors of their own
+        if not signals.raised:
+            raise
+    signals.ignore()
+    return tell(
+        "stopped outside of training's steps: nothing was to save; the same command starts it again",
+        status=stop_status(signals),
+    )
 
 
 def friendly_errors(run: Callable[[], int]) -> int:
