@@ -1,4 +1,4 @@
-"""`make faults`: SIGKILL and SIGTERM at random moments, on one process and on two, and what came of it."""
+"""`make faults`: SIGKILL and SIGTERM at random moments, on one process and on two, then 200 bad inputs."""
 
 import argparse
 import signal
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+from faults.judge import all_faults, table
 from faults.kills import stops
 
 from ldm.training import train
@@ -36,6 +37,11 @@ def main() -> int:
                 print(f"{number.name}, {processes} process(es), {time.monotonic() - began:.0f} s")
                 print("\n".join(f"  {line}" for line in report.lines()), flush=True)
                 clean = clean and report.clean
+        # Last, for a process that has trained may not fork others that do.
+        (Path(scratch) / "bad").mkdir()
+        verdicts = list(all_faults(Path(scratch) / "bad"))
+        print(f"bad inputs\n{table(verdicts)}")
+        clean = clean and not any(problem for _, problem in verdicts)
     return 0 if clean else 1
 
 

@@ -122,6 +122,15 @@ class KeepLast(Checkpoint):
         if trainer.global_step != trainer.max_steps:
             self._leave()
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # The step's numbers are written before the state that is past them, or a kill in between would cost them; what
+        # Lightning writes after this hook is the same row once more.
+        batch = trainer.fit_loop.epoch_loop.batch_progress.current
+        if trainer.training and batch.processed > batch.completed:
+            trainer._logger_connector.update_train_step_metrics()
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._saved_step != trainer.global_step:
             self._save(trainer)
