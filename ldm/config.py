@@ -128,7 +128,9 @@ def _key_problems(config: Config) -> Iterator[UserError]:
         elif path in (("model",), ("data",)) and "target" not in (node or {}):
             absent.append(f"`{path[0]}:`")
     if absent:
-        yield UserError(f"the config has no {' and no '.join(absent)} with a `target:`: give a whole config to --base first")
+        yield UserError(
+            f"the config has no {' and no '.join(absent)} with a `target:`: give a whole config to --base first"
+        )
     for key in _mapping(config, ("lightning",)):
         if key not in LIGHTNING:
             yield config.error(("lightning", key), f"unknown key{did_you_mean(key, LIGHTNING)}")

@@ -159,7 +159,9 @@ class RunFolder:
             saved: Any = yaml.safe_load(file.read_text())
             return RunSettings(**{field.name: saved[field.name] for field in fields(RunSettings)})
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
-            raise UserError(f"{file} cannot be read: without it this run cannot be resumed ({first_line(error)})") from error
+            raise UserError(
+                f"{file} cannot be read: without it this run cannot be resumed ({first_line(error)})"
+            ) from error
 
     def configs(self) -> list[Path]:
         """The saved configs, oldest first."""

@@ -25,7 +25,8 @@ WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 class MetricsFile(Logger):
     """One CSV file for a whole run, resumed or not: a row per call, a column per metric, `step` first.
 
-    A row that is given twice in succession is written once. When a metric turns up for the first time, the file is rewritten with the wider header.
+    A row that is given twice in succession is written once. When a metric turns up for the first time, the file is
+    rewritten with the wider header.
 
     Args:
         path: the file.

@@ -119,7 +119,7 @@ NEEDED = (
 )
 NO_CONFIG = (b"", b"\x89PNG\r\n\x1a\n\0\0", b"- a\n- b\n", b"42", b"\xff\xfem\0o\0d\0", b"just words", b"null", b"[]",
              b"\0" * 64, b"<html></html>")  # fmt: skip
-BASES = ("5", "nowhere.yaml", "[good.yaml, 3]", "{a: b}", "pictures", "model.ckpt", "base-of-no-use-6.yaml", "../x.yaml",
+BASES = ("5", "nowhere.yaml", "[good.yaml, 3]", "{a: b}", "pictures", "model.ckpt", "base-of-no-use-6.yaml", "../x",
          "[nowhere.yaml]", "pictures/0.png")  # fmt: skip
 FLAGS: tuple[tuple[str, ...], ...] = (
     ("--max_steps", "many"), ("--no_such_flag",), ("model.params..x=1",), ("=3",), ("word",),
@@ -176,7 +176,7 @@ def pictures(folder: Path, rng: random.Random) -> Iterator[Case]:
 
 def lists(folder: Path, rng: random.Random) -> Iterator[Case]:
     """20 of two kinds."""
-    contents = (b"", b"\n\n", b"# 0.png\n", rng.randbytes(300), b"\xff\xfe", b"\0" * 40, b"../good.yaml\n", b"/etc/passwd\n",
+    contents = (b"", b"\n\n", b"# 0.png\n", rng.randbytes(300), b"\xff\xfe", b"\0" * 40, b"../good.yaml\n", b"/etc/passwd",
                 b"0.jpg\n", b"pictures/\n")  # fmt: skip
     for index in range(EACH):
         names = [f"{rng.randrange(4)}.png" for _ in range(4)]
@@ -236,7 +236,9 @@ def broken(good: str, rng: random.Random) -> str:
     lines = good.splitlines()
     while True:
         spoilt = list(lines)
-        spoilt.insert(rng.randrange(len(lines)), rng.choice(["\t- x", "}", "a: b: c", "'", "  :\n :", "%", "@x: 1", "[1"]))
+        spoilt.insert(
+            rng.randrange(len(lines)), rng.choice(["\t- x", "}", "a: b: c", "'", "  :\n :", "%", "@x: 1", "[1"])
+        )
         try:
             yaml.safe_load("\n".join(spoilt))
         except yaml.YAMLError:
@@ -302,7 +304,9 @@ def not_a_run(index: int, folder: Path, whole: bytes) -> str:
     if index > 1:
         (run / "configs" / "2026-01-31T12-00-00-config.yaml").write_text((folder / "good.yaml").read_text())
     settings = "name: a\nseed: 23\nscale_lr: false\nproject: p\nlogger: csv\nwandb_id: w\n"
-    (run / "configs" / "run.yaml").write_text((settings, settings, settings, settings[:30], "- 1", "{", settings)[index % 7])
+    (run / "configs" / "run.yaml").write_text(
+        (settings, settings, settings, settings[:30], "- 1", "{", settings)[index % 7]
+    )
     training = {"state_dict": {}, "global_step": 1, "loops": {}, "optimizer_states": [{}], "epoch": 0}
     if index in (1, 3, 4, 5):
         torch.save(training, run / "checkpoints" / "last.ckpt")

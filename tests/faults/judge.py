@@ -2,13 +2,13 @@
 
 import contextlib
 import io
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from faults.bad_inputs import Case, all_cases
+
 from ldm.inference import cli as upscaling
 from ldm.training import cli as training
 
@@ -36,7 +36,7 @@ def fault(case: Case) -> str:
     begun = [name for name in ("logs", "ran") if Path(name).exists()]
     begun += [str(path) for path in Path("results").rglob("*") if path.is_file()]
     for name in begun:
-        shutil.rmtree(name) if Path(name).is_dir() else os.remove(name)
+        shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
     if begun:
         return f"leaves {', '.join(begun)}"
     if status != 2:

@@ -16,9 +16,9 @@ from typing import Any
 
 import skimage.data
 import torch
+from faults.toy import BATCHES, CONFIG, FORMAT, PHASES
 from PIL import Image
 
-from faults.toy import BATCHES, CONFIG, FORMAT, PHASES
 from ldm.training.cli import REQUEUE, main
 
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "DataModuleFromConfig", "epoch", "global_step")

@@ -1,4 +1,4 @@
-"""A training that takes milliseconds a step, with all that a real one has: data, degradations, pool, EMA, validation."""
+"""A training that takes milliseconds a step and has what a real one has: degradations, pool, EMA, validation."""
 
 import mmap
 import struct

@@ -25,6 +25,8 @@ CONTAINERS = ("state_dict", "params_ema", "params", "model_ema", "ema", "model_s
 WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module"}
 )
+# Where a state dict has the digest of the frozen parts that it leaves out: see `frozen_parts`.
+FROZEN = "frozen_parts"
 # What every whole model's names begin with, and an autoencoder's own.
 ROOTS = ("model.diffusion_model", "first_stage_model", "cond_stage_model", "structcond_stage_model")
 AUTOENCODER_ROOTS = ("encoder.conv_in", "decoder.conv_in", "quant_conv", "post_quant_conv")
@@ -282,6 +284,11 @@ def _check_missing(path: str | Path, own: StateDict, missing: list[str], state: 
     """Raise UserError for tensors that the file lacks. To leave them random is no advice: results depend on them."""
     if not missing:
         return
+    if FROZEN in state:
+        raise UserError(
+            f"{path} leaves out the frozen parts (save_trainable_only): go on with its run by --resume, or start from "
+            "a complete checkpoint"
+        )
     if not any(key in own for key in state):
         raise UserError(
             f"{path} is a checkpoint of another model: none of its {len(state)} tensors ({next(iter(state), '')}, …) "
