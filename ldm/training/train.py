@@ -136,7 +136,19 @@ def fit_and_test(run: Run, options: Options, signals: StopSignals) -> int:
 
 def explained(error: Exception, checkpoint: Path | None) -> UserError | None:
     """The user's error that Lightning means by a bare one; None where it is something else."""
-    text = str(error)
+    text = f"{error} {error.__cause__}"  # of which the latter knows the signal that a worker died of
+    if "shared memory" in text or "Bus error" in text:
+        return UserError(
+            "the loader's workers are out of shared memory: see how full /dev/shm is (docker run --shm-size=8g makes it "
+            "larger), or lower data.params.num_workers; then --resume the run"
+        )
+    if "DataLoader worker" in text:
+        return UserError(
+            f"a worker of the loader died ({first_line(error):.160}): most often memory ran out; lower "
+            "data.params.num_workers or data.params.batch_size, then --resume the run"
+        )
+    if any(known in text for known in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")):
+        return UserError("another process of this training has ended: its own message says why; then --resume the run")
     if "loading state_dict" in text or "parameter group" in text:
         return UserError(
             f"{checkpoint} does not fit the config's model: {first_line(error, 1):.200}; to start anew "

@@ -68,13 +68,13 @@ class Stage:
         config = CONFIG.format(phases=self.phases, processes=processes, strategy=strategy, steps=steps)
         (folder / "toy.yaml").write_text(config)
 
-    def start(self, name: str) -> list[int]:
+    def start(self, name: str, *more: str) -> list[int]:
         """Fork the processes of the one command that users give; returns their ids."""
         self.phases.write_bytes(bytes(struct.calcsize(FORMAT)))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        words = ["--base", "toy.yaml", "--trust_config", "--logger", "csv", "--name", name, "--resume", "auto"]
+        words = ["--base", "toy.yaml", "--trust_config", "--logger", "csv", "--name", name, "--resume", "auto", *more]
         sys.stdout.flush()
         return [self._fork(rank, port, words) for rank in range(self.processes)]
 

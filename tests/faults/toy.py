@@ -1,6 +1,9 @@
 """A training that takes milliseconds a step and has what a real one has: degradations, pool, EMA, validation."""
 
 import mmap
+import os
+import shutil
+import signal
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from basicsr.data.pair_pool import Pair
+from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.utils.rng import torch_rng
 from ldm.modules.ema import LitEma
 
@@ -40,16 +44,26 @@ lightning:
 class Toy(pl.LightningModule):
     """Learns GT from LQ with noise that depends on the place, as the real one's does: a wrong counter shows."""
 
-    def __init__(self, learning_rate: float = 0.01) -> None:
+    def __init__(
+        self, learning_rate: float = 0.01, noise: float = 0.1, fails_on: int | None = None, loses: str | None = None
+    ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
+        self.noise = noise
+        self.fails_on = fails_on  # the process that breaks down at step 3
+        self.loses = loses  # a folder that vanishes then
         self.net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 3, 3, padding=1))
         self.ema = LitEma(self.net)
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         place = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
+        if self.global_step == 3 and self.fails_on == self.global_rank:
+            raise RuntimeError("broken")
+        if self.global_step == 3 and self.loses is not None:
+            for path in Path(self.loses).iterdir():
+                shutil.rmtree(path)
         noise = torch.randn(pair.gt_pm1.shape, generator=torch_rng(self.device, "toy", *place))
-        loss: Tensor = (self.net(pair.lq_pm1) + 0.1 * noise - pair.gt_pm1).square().mean()
+        loss: Tensor = (self.net(pair.lq_pm1) + self.noise * noise - pair.gt_pm1).square().mean()
         self.log("train/loss", loss, batch_size=len(pair))
         return loss
 
@@ -63,6 +77,23 @@ class Toy(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.net.parameters(), lr=self.learning_rate)
+
+
+class DyingPictures(RealESRGANDataset):
+    """Pictures whose fifth kills the worker that reads it, as a system without memory does."""
+
+    died_of: signal.Signals = signal.SIGKILL
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        if draw >= 4:
+            os.kill(os.getpid(), self.died_of)
+        return super().__getitem__(draw)
+
+
+class PicturesWithoutSharedMemory(DyingPictures):
+    """The same by the signal that a full /dev/shm sends."""
+
+    died_of = signal.SIGBUS
 
 
 class Phases(Callback):
