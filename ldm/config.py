@@ -45,12 +45,18 @@ class Config:
         return COMMAND_LINE
 
     def get(self, dotted: str, default: Any = None) -> Any:
-        """The value at a path such as "data.params.batch_size", or `default` where it is absent or null."""
+        """The value at a path such as "data.params.batch_size", or `default` where it is absent or null.
+
+        A number is a list's place, as in "data.params.train.params.sets.0".
+        """
         node: Any = self.values
         for key in dotted.split("."):
-            if not isinstance(node, Mapping) or key not in node:
+            if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+                node = node[int(key)]
+            elif isinstance(node, Mapping) and key in node:
+                node = node[key]
+            else:
                 return default
-            node = node[key]
         return default if node is None else node
 
     def place(self, path: Sequence[str]) -> str:
@@ -74,7 +80,7 @@ def load_config(
     """Merge YAML files left to right, then `key.path=value` words, then `flags` (dotted keys with parsed values).
 
     Raises:
-        UserError: a file that is missing or is no YAML mapping, a circle of `base:`, a word that is not an override.
+        UserError: a file that is missing or is not a YAML mapping, a circle of `base:`, a word that is not an override.
     """
     layers = [layer for file in files for layer in _read_chain(Path(file), ())]
     layers += [(COMMAND_LINE, _parse_override(word)) for word in overrides]
@@ -129,7 +135,7 @@ def _key_problems(config: Config) -> Iterator[UserError]:
             absent.append(f"`{path[0]}:`")
     if absent:
         yield UserError(
-            f"the config has no {' and no '.join(absent)} with a `target:`: give a whole config to --base first"
+            f"the config has no {' and no '.join(absent)} with a `target:`: give a complete config to --base first"
         )
     for key in _mapping(config, ("lightning",)):
         if key not in LIGHTNING:
@@ -292,7 +298,7 @@ def _target_problems(config: Config, path: KeyPath, node: Mapping[str, Any], *, 
         yield config.error((*path, "target"), str(error))
         return
     if not callable(build):
-        yield config.error((*path, "target"), f"{target} is nothing that can be built")
+        yield config.error((*path, "target"), f"{target} is not a class or function, so it cannot be built")
         return
     yield from _block_problems(config, (*path, "params"), build, target)
 
@@ -330,6 +336,10 @@ def _paths(node: Any, path: KeyPath) -> Iterator[KeyPath]:
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _paths(value, (*path, str(key)))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            if isinstance(value, Mapping | list):
+                yield from _paths(value, (*path, str(index)))
 
 
 def _line_of(file: Path, path: KeyPath) -> int | None:

@@ -2,15 +2,18 @@
 
 import argparse
 import logging
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import UserError, fields_named
 
 OURS = ("main", "ldm", "basicsr")
+INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -52,3 +55,32 @@ def configure_logging(*rooms: str, level: int = logging.INFO, stream: str = "std
             logger.setLevel(logging.NOTSET)
     for name in rooms:
         logging.getLogger(name).setLevel(level)
+
+
+def tell(*lines: str, status: int) -> int:
+    """Show lines to the user once, whatever the number of processes, and pass the exit status on."""
+    if is_first_process():
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+    return status
+
+
+def exit_status(run: Callable[[], int], *, interrupted: str) -> int:
+    """A command's: what `run` returns, 2 after bad input, 130 after Ctrl-C; the last two are told in a line.
+
+    Settings are told as flags. `interrupted` is what there is to say after Ctrl-C.
+    """
+    try:
+        with fields_named(lambda field: f"--{field}"):
+            return run()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{interrupted}\n")
+        return INTERRUPTED
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of all a training's that prints and writes, by what launchers set."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") in ("", "0") for name in names)

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": Command("ldm.evaluation.measure.cli", "measure the checkpoints of runs"),
     "compare": Command("ldm.evaluation.report.cli", "compare the runs of a report"),
     "generate-cfw-data": Command("ldm.inference.generate_cfw_data", "make the data that CFW trains on"),
+    "edge-maps": Command("ldm.inference.edge_maps", "write the edge maps of a folder"),
     "app": Command("ldm.inference.app", "serve a web page that upscales pictures"),
 }
 USAGE = "\n".join(

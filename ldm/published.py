@@ -26,7 +26,9 @@ _STAGE_1 = (
 )
 _UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModelDualcondV2"
 _STRUCTURE = "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModelWT"
+_VAE = "ldm.models.autoencoder.AutoencoderKL"
 _CFW = "ldm.models.autoencoder.AutoencoderKLResi"
+DDCONFIG = "ldm.modules.diffusionmodules.model.DDConfig"
 _TEXT = "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"
 
 # Read by nobody, or not here: the data side looks up use_usm and random_size; precision is the trainer's matter.
@@ -37,7 +39,8 @@ IGNORED: Mapping[str, Collection[str]] = {
     )),
     _UNET: ("image_size", "legacy", "num_heads_upsample", "use_fp16"),
     _STRUCTURE: ("image_size", "num_heads_upsample", "use_fp16"),
-    _CFW: ("colorize_nlabels", "use_usm"),
+    _VAE: ("image_key", "monitor", "colorize_nlabels"),
+    _CFW: ("image_key", "monitor", "colorize_nlabels", "use_usm"),
     _TEXT: ("version",),
 }  # fmt: skip
 
@@ -51,6 +54,7 @@ FIXED: Mapping[str, Mapping[str, Any]] = {
         _STAGE_1, {"conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None}
     ),
     _CFW: {"synthesis_data": False},
+    DDCONFIG: {"double_z": True},
     _UNET: {**_BLOCKS_OF_CONVOLUTIONS, "use_spatial_transformer": True},
     _STRUCTURE: _BLOCKS_OF_CONVOLUTIONS,
 }
@@ -69,6 +73,7 @@ BLOCKS: Mapping[str, Mapping[str, str]] = dict.fromkeys(
     _STAGE_1,
     {
         "edge": "ldm.modules.losses.edge_options.EdgeOptions",
+        "edge_condition": "ldm.models.diffusion.edge_condition.EdgeCondition",
         "loss": "ldm.models.diffusion.training_loss.TrainingLoss",
     },
 )

@@ -113,7 +113,7 @@ class RunFolder:
         return sorted(files, key=lambda file: (file != self.last_checkpoint, -file.stat().st_mtime))
 
     def newest_checkpoint(self) -> Path | None:
-        """The first of `checkpoints` that is whole; None where there is no file at all.
+        """The first of `checkpoints` that can be read; None where there is no file at all.
 
         Raises:
             UserError: there are files, and none of them can be read.
@@ -199,7 +199,7 @@ def checkpoint_outline(file: Path) -> dict[str, Any]:
 
 
 def _readable(files: Iterable[Path]) -> Path | None:
-    """The first of these files that is a whole checkpoint of a training."""
+    """The first of these files that is a complete checkpoint of a training."""
     for file in files:
         try:
             checkpoint_step(file)

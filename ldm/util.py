@@ -12,6 +12,7 @@ from ldm import published
 # What YAMLs call main.NAME, by its home: in a clone main.py hands these on, and an installed package has no main.py.
 MAIN = {
     "DataModuleFromConfig": "ldm.data.datamodule",
+    "EdgeMonitorCallback": "ldm.training.callbacks.edge_monitor",
     "EdgeProbe": "ldm.training.callbacks.edge_probe",
     "ImageLogger": "ldm.training.callbacks.image_logger",
     "SampleMetrics": "ldm.training.callbacks.sample_metrics",

@@ -38,7 +38,7 @@ from basicsr.utils.errors import UserError
 from basicsr.utils.files import write_whole
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config, check_paths, load_config
-from ldm.console import OneLineParser, some_path
+from ldm.console import OneLineParser, exit_status, some_path
 from ldm.evaluation.report.statistics import student_half_width
 from ldm.evaluation.report.summary import write_csv
 from ldm.models import build
@@ -234,21 +234,20 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="overrides for all arms: model.params.ckpt_path=null starts anew")
     warnings.filterwarnings("ignore", message=".*self.log.*")
     logging.getLogger("ldm").setLevel(logging.ERROR)
-    try:
-        args = parser.parse_args()
-        checks.whole_number("--seeds", args.seeds, 1)
-        check_paths(load_config([arm_file("none")], args.words))
-        args.out.mkdir(parents=True, exist_ok=True)
-        check_same_settings(args)
-        results = run(args)
-        begin = load_config([arm_file("none")], [*args.words, *EVALUATION])
-        start = cached(args.out / "start.json", lambda: evaluate(begin, args.sampling_steps))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_status(
+        lambda: experiment(parser.parse_args()), interrupted="stopped; the same command goes on from here"
+    )
+
+
+def experiment(args: argparse.Namespace) -> int:
+    """Train and sample every arm, and write the table."""
+    checks.whole_number("seeds", args.seeds, 1)
+    check_paths(load_config([arm_file("none")], args.words))
+    args.out.mkdir(parents=True, exist_ok=True)
+    check_same_settings(args)
+    results = run(args)
+    begin = load_config([arm_file("none")], [*args.words, *EVALUATION])
+    start = cached(args.out / "start.json", lambda: evaluate(begin, args.sampling_steps))
     write_csv(args.out / "results.csv", [asdict(result) for result in results])
     text = table(results, start, json.loads((args.out / "timing.json").read_text()))
     write_whole(args.out / "table.txt", f"{text}\n")

@@ -19,7 +19,7 @@ from ldm.models.diffusion.checkpoint import read_state_dict
 def export(source: Path, target: Path, without: Sequence[str] = ()) -> None:
     """Convert all but the keys that begin with one of `without`.
 
-    Raises UserError where `source` is no checkpoint, or `target` is there already or cannot be written.
+    Raises UserError where `source` is not a checkpoint, or `target` is there already or cannot be written.
     """
     if target.suffix != ".safetensors":
         raise UserError(f"{target} does not end with .safetensors, by which it is known as such: choose another name")

@@ -78,7 +78,7 @@ class Tab:
         from selenium.webdriver.support.ui import WebDriverWait
 
         WebDriverWait(self.driver, 60).until(lambda _: words in self.see("#status").text)
-        return self.see("#status").text
+        return str(self.see("#status").text)
 
     def hand_in(self, file: Path) -> None:
         self.see("#picture input[type=file]").send_keys(str(file))

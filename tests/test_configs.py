@@ -15,6 +15,7 @@ from basicsr.data.degradation_pipeline import DegradationConfig
 from basicsr.utils.errors import UserError
 from ldm.config import Config, check_config, check_paths, load_config
 from ldm.published import translated
+from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.util import get_obj_from_str, instantiate_from_config
 
 ROOT = Path(__file__).parents[1]
@@ -247,7 +248,7 @@ def test_the_edge_config_is_the_baseline_and_a_few_lines() -> None:
 
 def test_the_edge_config_takes_as_many_pictures_per_step() -> None:
     def pictures_per_step(config: Config) -> int:
-        return config.get("data.params.batch_size") * config.get("lightning.trainer.accumulate_grad_batches")
+        return int(config.get("data.params.batch_size") * config.get("lightning.trainer.accumulate_grad_batches"))
 
     assert pictures_per_step(load_config([EDGE])) == pictures_per_step(load_config([BASELINE]))
 
@@ -299,5 +300,5 @@ def test_published_data_build(block: str, pictures: Path) -> None:
 
 def test_a_published_callback_builds(tmp_path: Path) -> None:
     callback = instantiate_from_config(published(tmp_path).values["lightning"]["callbacks"]["image_logger"])
-    assert isinstance(callback, pl.Callback)
+    assert isinstance(callback, ImageLogger)
     assert callback.batch_frequency == 1500

@@ -271,13 +271,13 @@ def nothing() -> None:
     ("spoil", "more", "line"),
     [
         (nothing, ["--run", "runs/none"], "--run runs/none: there is no such folder; give a run's"),
-        (nothing, ["--run", "data"], "data/configs holds no config, so this is no run's folder"),
+        (nothing, ["--run", "data"], "data/configs holds no config: this is not a run's folder"),
         (nothing, ["--run", "runs/edge"], "another run is called edge too; rename one of the folders"),
         (empty("runs/edge/checkpoints"), [], "--run edge has no checkpoint in"),
         (nothing, ["--checkpoints", "every:0"], "--checkpoints is 'every:0': give all, last, best or every:N"),
         (nothing, ["--checkpoints", "best"], "--checkpoints best: plain monitors no metric while training; set"),
         (nothing, ["--data", "gone"], "--data is gone, which does not exist"),
-        (empty("data"), [], "--data data: there is no picture in it"),
+        (empty("data"), [], "--data has no .bmp, .jpeg, .jpg, .png, "),
         (nothing, ["--lq", "gone"], "--lq is gone, which does not exist"),
         (nothing, ["--out", "data"], "--out data holds other files: name a folder that is new"),
         (nothing, ["--out", "tiny.yaml"], "--out tiny.yaml is a file"),
@@ -288,7 +288,7 @@ def nothing() -> None:
         (nothing, ["--out", "/proc/none"], "--out /proc/none cannot be written"),
         (nothing, ["--pause", "-1"], "--pause is -1"),
         (nothing, ["--sampler", "euler"], "argument --sampler: invalid choice: 'euler'"),
-        (lambda: shutil.copy("data/cup0.png", "data/cup0.bmp"), [], "have one name; rename one of them"),
+        (lambda: shutil.copy("data/cup0.png", "data/cup0.bmp"), [], "one name must be one picture"),
     ],
 )
 def test_mistakes_get_one_line(

@@ -159,7 +159,7 @@ def test_a_pass_over_test_data(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert re.search("no test pass: .*gone", capsys.readouterr().out)
 
 
-def run_command(words: list[str]) -> subprocess.Popen:
+def run_command(words: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
@@ -217,7 +217,7 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--base", "tiny.yaml", "model.params.edge_loss_weight=auto:no"], "auto:FRACTION"),
         (["--base", "tiny.yaml", "model.params.edge_crop_by=edges"], "there is no window: set edge_crop"),
         (["--base", "tiny.yaml", "data.params.batch_size=9"], "takes 9 pictures and the training set has 4"),
-        (["--base", "tiny.yaml", "data.params.batch_size=4"], "size=2 is no multiple of data.params.batch_size=4"),
+        (["--base", "tiny.yaml", "data.params.batch_size=4"], "size=2 is not a multiple of data.params.batch_size=4"),
         (["--base", "tiny.yaml", "model.base_learning_rate=0"], "must be a number above 0"),
         (["--base", "tiny.yaml", "model.params.ckpt_path=gone.ckpt"], "; get v2-1_512-ema"),
         (["--base", "tiny.yaml", "degradation.nose_range=[1,2]"], "noise_range"),

@@ -125,7 +125,10 @@ def third_party(places: tuple[str, ...]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("places", "groups"),
     [
-        (("basicsr/**/*.py", "ldm/**/*.py", "main.py"), ()),
+        (
+            ("basicsr/**/*.py", "ldm/**/*.py", "main.py"),
+            ("app",),
+        ),  # the page alone, which is loaded when it is asked for
         (("scripts/**/*.py", "examples/**/*.py", "benchmarks/**/*.py"), ("demo", "app")),
         (("tests/**/*.py",), (*INSTALLED_GROUPS, "browser")),
     ],

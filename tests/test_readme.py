@@ -1,4 +1,4 @@
-"""What the README says is there: files, flags, YAML keys, make targets."""
+"""What the README says is there: files, flags, YAML keys, make targets; and what CONTRIBUTING.md names."""
 
 import re
 import subprocess
@@ -21,9 +21,11 @@ LINES_OF_OTHERS = r"[^\n]*(scripts/|stablesr-edge|pip install|conda env)[^\n]*"
 OF_MAIN = re.sub(f"{ABOUT_OTHERS}|{LINES_OF_OTHERS}", "", TEXT, flags=re.DOTALL)
 
 
-def test_its_files_are_there() -> None:
-    named = set(re.findall(r"`((?:basicsr|ldm|configs|scripts|tests)/[\w/.]*|[\w.]+\.(?:py|yaml|md)|LICENSE)`", TEXT))
-    named.remove("configs/mine.yaml")  # what the reader is to write
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_its_files_are_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"`((?:basicsr|ldm|configs|scripts|tests)/[\w/.]*|[\w.]+\.(?:py|yaml|md)|LICENSE)`", text))
+    named.discard("configs/mine.yaml")  # what the reader is to write
     assert len(named) > 10
     rooms = ("ldm/models/diffusion", "ldm/modules/losses")  # rows of the table name files in these by their names alone
     places = [ROOT, *(ROOT / room for room in rooms)]
@@ -41,7 +43,7 @@ def test_its_yaml_fits(tmp_path: Path) -> None:
         assert config.get("model.params.edge_loss_weight") == 0.1
 
 
-@pytest.mark.parametrize("script", ["upscale", "evaluate", "compare_runs", "generate_cfw_data"])
+@pytest.mark.parametrize("script", ["upscale", "evaluate", "compare_runs", "generate_cfw_data", "edge_maps"])
 def test_its_scripts_take_their_flags(script: str) -> None:
     commands = TEXT.replace("\\\n", " ").splitlines()
     used = {flag for line in commands if f"{script}.py" in line for flag in re.findall(r"(--[a-z_]+)", line)}
@@ -68,7 +70,7 @@ def test_its_flags_exist() -> None:
     flags = set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)(?=[` ])", OF_MAIN)) - {"--help"}
     assert {"--resume", "--max_steps", "--no-test"} <= flags
     for flag in flags:
-        parse_arguments([flag, values.get(flag, "1")])
+        parse_arguments([flag] if flag in ("--check", "--trust_config") else [flag, values.get(flag, "1")])
 
 
 def test_its_make_targets_exist() -> None:

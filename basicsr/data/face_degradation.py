@@ -75,7 +75,7 @@ def saturated(img_01: Picture, factor: float) -> Picture:
     return _limited(luma + (img_01 - luma) * np.float32(factor))
 
 
-def hue_turned(img_01: Picture, turn: float) -> Picture:
+def hue_shifted(img_01: Picture, turn: float) -> Picture:
     """Hues turned by a part of the circle, from -0.5 to 0.5."""
     hsv = cv2.cvtColor(img_01, cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0] + 360 * turn) % 360
@@ -162,7 +162,7 @@ class FaceDegradation:
                 (brightened, self.brightness),
                 (contrasted, self.contrast),
                 (saturated, self.saturation),
-                (hue_turned, self.hue),
+                (hue_shifted, self.hue),
             )
             for i in rng.permutation(len(changes)):
                 change, interval = changes[i]

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import Dataset
 
 from basicsr.data.face_degradation import FaceDegradation
-from basicsr.data.picture_folders import Normalisation, by_name, check_plain
+from basicsr.data.picture_folders import Normalisation, by_name, check_fixed_keys
 from basicsr.data.picture_lists import suffixes_of
-from basicsr.data.transforms import random_crop, random_flips
+from basicsr.data.transforms import epoch_and_index, random_crop, random_flips
 from basicsr.utils import checks
 from basicsr.utils.img_util import read_rgb_01
 from basicsr.utils.rng import numpy_rng
@@ -69,7 +69,7 @@ class FFHQDegradationDataset(Dataset[dict[str, Any]]):
         gt_gray: bool = False,
         seed: int = 23,
     ) -> None:
-        check_plain(io_backend, mean, std)
+        check_fixed_keys(io_backend, mean, std)
         self.side = checks.whole_number("out_size", out_size, 1)
         if crop_size is not None:
             self.side = checks.whole_number("crop_size", crop_size, 1)
@@ -96,9 +96,7 @@ class FFHQDegradationDataset(Dataset[dict[str, Any]]):
             IndexError: draw is negative.
             UserError: the file cannot be read.
         """
-        if draw < 0:
-            raise IndexError(f"draw {draw} is negative")
-        epoch, index = divmod(int(draw), len(self))  # int: a NumPy integer would name other streams
+        epoch, index = epoch_and_index(draw, len(self))
         path = self.paths[index]
         gt = random_crop(read_rgb_01(path), self.side, numpy_rng("crop", self.seed, epoch, index))
         gt = random_flips(gt, numpy_rng("flips", self.seed, epoch, index), self.use_hflip, False)

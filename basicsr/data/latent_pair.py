@@ -25,7 +25,7 @@ class LatentPair(Pair):
             raise ValueError(f"{len(self.z)} latents and {len(self.sample_pm1)} samples for {len(self.paths)} pairs")
 
     def __getitem__(self, samples: slice | Sequence[int]) -> "LatentPair":
-        """Some of the samples, whole; places make copies."""
+        """Some of the samples at full size; a list of places makes copies."""
         pair = super().__getitem__(samples)
         parts = {"z": self.z[samples], "sample_pm1": self.sample_pm1[samples]}
         return LatentPair(pair.lq_pm1, pair.gt_pm1, pair.paths, pair.edge_01, **parts)

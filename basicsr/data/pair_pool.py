@@ -42,7 +42,7 @@ class Pair:
         return len(self.paths)
 
     def __getitem__(self, samples: slice | Sequence[int]) -> "Pair":
-        """Some of the samples, whole; places make copies."""
+        """Some of the samples at full size; a list of places makes copies."""
         places = range(len(self))[samples] if isinstance(samples, slice) else samples
         edge_01 = None if self.edge_01 is None else self.edge_01[samples]
         return Pair(self.lq_pm1[samples], self.gt_pm1[samples], tuple(self.paths[i] for i in places), edge_01)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_plain, shortened
+from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_fixed_keys, shortened
 from basicsr.data.picture_lists import Folders, listed
-from basicsr.data.transforms import random_flips, reflect_pad
+from basicsr.data.transforms import epoch_and_index, random_flips, reflect_pad
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, fields_named
 from basicsr.utils.img_util import as_01, opened, read_rgb
@@ -81,7 +81,7 @@ class PairedImageDataset(Dataset[dict[str, Any]]):
         std: Normalisation | None = None,
         seed: int = 23,
     ) -> None:
-        check_plain(io_backend, mean, std)
+        check_fixed_keys(io_backend, mean, std)
         if phase not in PHASES:
             raise checks.unknown("phase", str(phase), PHASES)
         if "{}" not in filename_tmpl:
@@ -116,9 +116,7 @@ class PairedImageDataset(Dataset[dict[str, Any]]):
             IndexError: draw is negative.
             UserError: a file cannot be read.
         """
-        if draw < 0:
-            raise IndexError(f"draw {draw} is negative")
-        epoch, index = divmod(int(draw), len(self))  # int: a NumPy integer would name other streams
+        epoch, index = epoch_and_index(draw, len(self))
         layers = self._window(self.pairs[index], numpy_rng("crop", self.seed, epoch, index))
         if self.gt_size is not None:
             layers = reflect_pad(layers, self.gt_size)[: self.gt_size, : self.gt_size]

@@ -25,8 +25,6 @@ def by_name(field: str, folder: Path, suffixes: Collection[str] = PICTURE_SUFFIX
     Raises:
         FieldError: the folder, a value of `field`, is not there or has no picture, or has two of one name.
     """
-    if not folder.is_dir():
-        raise FieldError(field, f"is {str(folder)!r}: there is no such folder")
     found: dict[str, Path] = {}
     for path in find_pictures(folder, suffixes, field):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -44,10 +42,10 @@ def shortened(files: Sequence[object]) -> str:
     return ", ".join(map(str, files[:_SHOWN])) + more
 
 
-def check_plain(
+def check_fixed_keys(
     io_backend: Mapping[str, Any] | None,
-    mean: Normalisation | None,
-    std: Normalisation | None,
+    mean: Normalisation | None = None,
+    std: Normalisation | None = None,
     color: str | None = None,
 ) -> None:
     """See that keys which published YAMLs carry have the one value that is supported.

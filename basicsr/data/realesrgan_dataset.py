@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from basicsr.data.kernels import KERNEL_SIZE, KERNELS, KernelOptions, draw_final_sinc, draw_kernel
+from basicsr.data.picture_folders import check_fixed_keys
 from basicsr.data.picture_lists import Folders, PathList, PictureSources
-from basicsr.data.transforms import random_crop, random_flips
+from basicsr.data.transforms import epoch_and_index, random_crop, random_flips
 from basicsr.utils import checks
 from basicsr.utils.colour import luma
 from basicsr.utils.errors import FieldError, UserError
@@ -28,7 +29,7 @@ from basicsr.utils.rng import numpy_rng
 log = logging.getLogger(__name__)
 
 _KERNEL_PROB = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-# So many files in a row that cannot be read are no accident: the disk is gone, or the folder is the wrong one.
+# So many files in a row that cannot be read are not an accident: the disk is gone, or the folder is the wrong one.
 _MOST_IN_A_ROW = 100
 
 
@@ -54,7 +55,7 @@ class CropOptions:
 
 @dataclass(frozen=True)
 class EdgeMaps:
-    """A folder of edge maps, each with its picture's name and `.png`."""
+    """A folder of edge maps, NAME.png or NAME_edge.png of the picture NAME; it may be the pictures' own folder."""
 
     folder: Path
 
@@ -72,7 +73,9 @@ class EdgeMaps:
             raise FieldError("edge_map_path", f"is {edge_map_path}, which is not a folder: give one of edge maps")
         lacking = sum(not maps.path(picture).is_file() for picture in pictures)
         if lacking == len(pictures):
-            raise FieldError("edge_map_path", f"is {edge_map_path}, which has the map of no picture, as NAME.png")
+            raise FieldError(
+                "edge_map_path", f"is {edge_map_path}, which has no picture's map: NAME.png or NAME_edge.png"
+            )
         if lacking:
             log.warning("edge_map_path: %d of %d pictures have no map: a black one stands in", lacking, len(pictures))
         if len({Path(picture).stem for picture in pictures}) < len(set(pictures)):
@@ -81,7 +84,9 @@ class EdgeMaps:
 
     def path(self, picture: str) -> Path:
         """Where a picture's map lies, if it has one."""
-        return self.folder / f"{Path(picture).stem}.png"
+        beside, named = (self.folder / f"{Path(picture).stem}{end}.png" for end in ("_edge", ""))
+        is_picture = named.absolute() == Path(picture).absolute()
+        return beside if is_picture or beside.is_file() else named
 
     def read(self, picture: str, height: int, width: int) -> Pixels:
         """The map of a picture, (height, width, 1) uint8 or uint16; black where there is none."""
@@ -115,8 +120,9 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         face_gt_path: folder of face pictures that are added to the others, or several.
         num_face: how many of the face pictures are used, a random subset that depends on the seed; None means all.
         mul_num: the list of pictures counts so many times over: an epoch is longer, and its crops differ.
-        edge_map_path: folder with each picture's edge map, NAME.png: samples then hold the map, cut out at the same
-            place. It is brought to the picture's size by nearest neighbour; where there is none it is black.
+        edge_map_path: folder with each picture's edge map, NAME_edge.png or NAME.png: samples then hold the map, cut
+            out at the same place. It is brought to the picture's size by nearest neighbour; where there is none it is
+            black. Of the pictures, NAME_edge.png beside NAME is then not one.
         max_pixels: larger pictures are left out.
         io_backend: {"type": "disk"}, the only kind there is.
         use_hflip: mirror half of the crops left to right.
@@ -165,8 +171,7 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         given = locals()
-        if io_backend and io_backend.get("type", "disk") != "disk":
-            raise FieldError("io_backend", f"has type {io_backend['type']!r}: only 'disk' is there, remove the key")
+        check_fixed_keys(io_backend)
         self.queue_size = checks.whole_number("queue_size", queue_size, 0)
         self.final_sinc_prob = checks.probability("final_sinc_prob", final_sinc_prob)
         self.kernel_options = KernelOptions.of(given, ""), KernelOptions.of(given, "2")
@@ -175,6 +180,8 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self._sources = PictureSources(**{field.name: given[field.name] for field in fields(PictureSources)})
         pictures = self._sources.paths(seed)
+        if edge_map_path is not None:
+            pictures = _without_maps(pictures)
         self.paths = PathList(pictures)
         self._edge_maps = EdgeMaps.of(edge_map_path, pictures)
         self._find_first_readable(pictures)
@@ -219,9 +226,7 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         Raises:
             UserError: no file can be read any more.
         """
-        if draw < 0:
-            raise IndexError(f"draw {draw} is negative")
-        epoch, index = divmod(int(draw), len(self))  # int: a NumPy integer would name other streams
+        epoch, index = epoch_and_index(draw, len(self))
         path, pixels, edge = self._picture(epoch, index)
         rng = numpy_rng("kernels", self.seed, epoch, index)
         sample = {
@@ -269,3 +274,13 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
                 reason = str(error) if isinstance(error, UserError) else f"{path}: there is no memory for it"
                 log.warning("a picture is left out, another takes its place: %s", reason)
             return None
+
+
+def _without_maps(pictures: list[str]) -> list[str]:
+    """The pictures but for those that are another's edge map, beside it."""
+    names = {Path(picture).with_suffix("") for picture in pictures}
+
+    def is_map(picture: Path) -> bool:
+        return picture.stem.endswith("_edge") and picture.with_name(picture.stem.removesuffix("_edge")) in names
+
+    return [picture for picture in pictures if not is_map(Path(picture))]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_plain, shortened
+from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_fixed_keys, shortened
 from basicsr.data.picture_lists import Folders, listed, suffixes_of
 from basicsr.utils.errors import FieldError, UserError, fields_named, first_line
 from basicsr.utils.img_util import read_rgb_01
@@ -20,7 +20,7 @@ LATENT_SUFFIXES = frozenset({".npy"})
 
 
 class SingleImageDataset(Dataset[dict[str, Any]]):
-    """The pictures of a folder, whole, in the order of their names: to restore, where there is no truth to learn from.
+    """The pictures of a folder at full size, ordered by name: to restore, where there is no truth to learn from.
 
     The arguments are BasicSR's YAML keys.
 
@@ -42,7 +42,7 @@ class SingleImageDataset(Dataset[dict[str, Any]]):
         std: Normalisation | None = None,
         color: str | None = None,
     ) -> None:
-        check_plain(io_backend, mean, std, color)
+        check_fixed_keys(io_backend, mean, std, color)
         if meta_info_file is None:
             folders = [by_name("dataroot_lq", folder) for folder in as_folders(dataroot_lq)]
             self.paths = [path for folder in folders for path in folder.values()]
@@ -91,7 +91,7 @@ class SingleImageNPDataset(Dataset[dict[str, Any]]):
         std: Normalisation | None = None,
         color: str | None = None,
     ) -> None:
-        check_plain(io_backend, mean, std, color)
+        check_fixed_keys(io_backend, mean, std, color)
         self.samples = [
             sample for folder in as_folders(gt_path) for sample in _together(folder, suffixes_of(image_type))
         ]

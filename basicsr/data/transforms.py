@@ -1,4 +1,4 @@
-"""Crops and flips. Each takes its randomness as a generator."""
+"""What happens to samples on their way: draws, crops and flips. Each takes its randomness as a generator."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,17 @@ import numpy as np
 
 # Sides of the windows that `random_window` draws from, in pixels.
 WINDOW_SIDES = (64, 128, 256, 512)
+
+
+def epoch_and_index(draw: int, length: int) -> tuple[int, int]:
+    """Which sample of which epoch a draw is: draw = epoch * length + index.
+
+    Raises:
+        IndexError: draw is negative.
+    """
+    if draw < 0:
+        raise IndexError(f"draw {draw} is negative")
+    return divmod(int(draw), length)  # int: a NumPy integer would name other random streams
 
 
 def reflect_pad(img: np.ndarray, size: int) -> np.ndarray:

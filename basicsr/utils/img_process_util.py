@@ -44,7 +44,7 @@ def filter2D(img: Tensor, kernel: Tensor) -> Tensor:  # noqa: N802  # OpenCV's a
 
 
 class USMSharp(nn.Module):
-    """Unsharp masking where the detail is strong enough to be no noise, with a soft border (Real-ESRGAN, section 3.5).
+    """Unsharp masking where the detail is too strong to be noise, with a soft border (Real-ESRGAN, section 3.5).
 
     Args:
         radius: of the Gaussian, pixels; its side is radius rounded up to an odd number.

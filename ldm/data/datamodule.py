@@ -113,7 +113,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 self.datasets[role] = Numbered(dataset)
 
     def check_sizes(self, ranks: int) -> None:
-        """Raise a UserError where `ranks` processes would not get a whole batch each, or the pool no whole batches."""
+        """Raise a UserError where a process gets less than a batch, or the pool's size is not a multiple of one."""
         if "train" not in self.datasets:
             raise UserError("the config's data.params has no `train:`: there is nothing to train on")
         length, needed = len(self.datasets["train"]), self.batch_size * ranks
@@ -126,7 +126,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if rest := self._pool_size() % self.batch_size:
             below = self._pool_size() - rest
             raise UserError(
-                f"data.params.train.params.queue_size={self._pool_size()} is no multiple of "
+                f"data.params.train.params.queue_size={self._pool_size()} is not a multiple of "
                 f"data.params.batch_size={self.batch_size}: use {below or self.batch_size}, or 0 for no pair pool"
             )
 

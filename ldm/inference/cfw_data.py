@@ -57,7 +57,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Frames:
+class DegradedPicture:
     """A degraded picture and its truth: (3, H, W) in [0, 1], in steps of 1/255, as the files hold them."""
 
     lq_01: Tensor
@@ -88,7 +88,7 @@ def list_jobs(folders: Sequence[str], repeats: int = 1) -> list[Job]:
     return jobs
 
 
-class Degraded(Dataset[Frames | str]):
+class Degraded(Dataset[DegradedPicture | str]):
     """The frames of jobs, degraded as a config's training does it; the reason, where a picture cannot be read.
 
     Raises:
@@ -111,14 +111,14 @@ class Degraded(Dataset[Frames | str]):
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def __getitem__(self, index: int) -> Frames | str:
+    def __getitem__(self, index: int) -> DegradedPicture | str:
         job = self.jobs[index]
         try:
             pixels = read_rgb(job.picture)
         except UserError as error:
             return str(error)
         lq_01, gt_01 = (self._face if isinstance(self._recipe, FFHQDegradationDataset) else self._general)(pixels, job)
-        return Frames(rounded_01(lq_01), rounded_01(gt_01))
+        return DegradedPicture(rounded_01(lq_01), rounded_01(gt_01))
 
     def _general(self, pixels: NDArray[Any], job: Job) -> tuple[Tensor, Tensor]:
         recipe = self._recipe
@@ -142,7 +142,7 @@ class Degraded(Dataset[Frames | str]):
         lq_01, gt_01 = (torch.from_numpy(img.transpose(2, 0, 1).copy()) for img in (lq, gt))
         return lq_01, gt_01
 
-    def batches(self, size: int, workers: int) -> Iterator[list[tuple[Job, Frames | str]]]:
+    def batches(self, size: int, workers: int) -> Iterator[list[tuple[Job, DegradedPicture | str]]]:
         """All in batches, degraded ahead by some worker processes."""
         loader = DataLoader(self, size, num_workers=workers, collate_fn=list)
         for start, frames in zip(range(0, len(self), size), loader, strict=True):
@@ -156,7 +156,7 @@ class Maker:
         self.networks, self.sampling, self.seed, self.folder = networks, sampling, seed, folder
         self.limit: int | None = None  # pictures at once, where memory has set one
 
-    def make(self, batch: Sequence[tuple[Job, Frames]]) -> Iterator[tuple[Job, bool]]:
+    def make(self, batch: Sequence[tuple[Job, DegradedPicture]]) -> Iterator[tuple[Job, bool]]:
         """Write the files of a batch; tells of each job whether its latent was finite. Else nothing is written.
 
         Raises:
@@ -193,7 +193,7 @@ class Maker:
             z = model.sample(z_lq, guidance, self.sampling, noise=noise)
         return z.float().cpu(), from_pm1(model.decode(z)).float().cpu()
 
-    def _write(self, job: Job, frames: Frames, z: Tensor, sample_01: Tensor) -> None:
+    def _write(self, job: Job, frames: DegradedPicture, z: Tensor, sample_01: Tensor) -> None:
         array = io.BytesIO()
         np.save(array, z[None].numpy())
         contents = [_png(frames.lq_01), _png(frames.gt_01), array.getvalue(), _png(sample_01)]
@@ -223,7 +223,7 @@ def _training_set(config: Config, folder: str) -> RealESRGANDataset | FFHQDegrad
     return dataset
 
 
-def split(batch: Iterable[tuple[Job, Frames | str]]) -> tuple[list[tuple[Job, Frames]], list[str]]:
+def split(batch: Iterable[tuple[Job, DegradedPicture | str]]) -> tuple[list[tuple[Job, DegradedPicture]], list[str]]:
     """What can be sampled, and why the rest cannot."""
     good, bad = [], []
     for job, frames in batch:

@@ -24,12 +24,13 @@ from typing import Any
 from tqdm import tqdm
 
 from basicsr.utils import checks
-from basicsr.utils.errors import FieldError, UserError, fields_named
+from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
-from ldm.console import OneLineParser, configure_logging, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, some_path
 from ldm.inference.cfw_data import Degraded, Maker, list_jobs, split
-from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, PRECISIONS, Networks
+from ldm.inference.networks import Networks, demo_files
+from ldm.inference.settings import PRECISIONS
 from ldm.inference.sharing import Team
 from ldm.models.diffusion.sampling import Sampling
 
@@ -50,15 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     configure_logging("ldm.inference")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    try:
-        with fields_named(lambda field: f"--{field}"):
-            return run(make_parser().parse_args(argv))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: finished samples are kept; the same command goes on with the others\n")
-        return 130
+    return exit_status(
+        lambda: run(make_parser().parse_args(argv)),
+        interrupted="interrupted: finished samples are kept; the same command goes on with the others",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,13 +67,12 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(args.steps, args.sampler)
     checks.whole_number("seed", args.seed, 0)
     jobs = list_jobs(args.input, args.repeats)
-    config = load_config([args.base or DEMO_CONFIG])
+    base, ckpt = (args.base, args.ckpt) if args.base else demo_files()
+    config = load_config([base])
     team = Team.of(args.devices, args.nodes, args.device)
     if not team.first:
         logging.disable(logging.WARNING)
-    networks = Networks.load(
-        args.base or DEMO_CONFIG, args.ckpt or DEMO_WEIGHTS, None, str(team.device), args.precision
-    )
+    networks = Networks.load(base, ckpt, None, str(team.device), args.precision)
     settings = _settings(config, networks, args)
     _check_former(args.output / SUMMARY, settings)
     if team.first:

@@ -13,7 +13,7 @@ import gradio as gr
 
 from basicsr.utils.errors import UserError
 from ldm.inference.guard import COOKIE, Visitors
-from ldm.inference.service import LABELS, Comparison, Service, Stop, StoppedError, friendly_errors
+from ldm.inference.service import LABELS, BeforeAndAfter, Service, Stop, StoppedError, friendly_errors
 from ldm.inference.settings import UpscaleSettings
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def refused(reason: object) -> str:
     return f"<p class='refused' role='alert'>{html.escape(str(reason))}.</p>"
 
 
-def finished(made: Comparison) -> str:
+def finished(made: BeforeAndAfter) -> str:
     """The line above a result."""
     height, width = made.size
     minutes, seconds = divmod(max(1, round(made.seconds)), 60)

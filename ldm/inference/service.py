@@ -43,7 +43,7 @@ class Stop(threading.Event):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BeforeAndAfter:
     """Two PNG files of one size: the input enlarged by bicubic interpolation, and the upscaled picture."""
 
     before: Path
@@ -90,7 +90,7 @@ class Service:
 
     def upscale(
         self, file: Path, settings: UpscaleSettings, place: Path, stop: Stop, progress: Progress = no_progress
-    ) -> Comparison:
+    ) -> BeforeAndAfter:
         """Upscale a file; the result is in a new folder below `place`.
 
         Raises:
@@ -122,7 +122,7 @@ class Service:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"The result cannot be stored on this page's machine ({error.strerror})") from error
-        return Comparison(before, after, size, time.monotonic() - start)
+        return BeforeAndAfter(before, after, size, time.monotonic() - start)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ldm.modules.diffusionmodules.model import DDConfig, Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.perceptual import LastLayer, LPIPSWithDiscriminator
-from ldm.published import takes_published_keys
+from ldm.published import DDCONFIG, takes_published_keys, translated
 from ldm.util import check_arguments, instantiate_from_config
 
 
@@ -33,10 +33,10 @@ class AutoencoderKL(pl.LightningModule):
     """LDM's KL autoencoder: (B, 3, H, W) in [-1, 1] <-> unscaled latents (B, embed_dim, H/f, W/f).
 
     `ckpt_path` may be an autoencoder's own checkpoint or a whole stage-1 checkpoint, whose `first_stage_model.` part is
-    taken; keys that begin with one of `ignore_keys` are left out. `lossconfig` matters for training alone. `image_key`
-    and `monitor` are accepted from published YAMLs and change nothing here.
+    taken; keys that begin with one of `ignore_keys` are left out. `lossconfig` matters for training alone.
     """
 
+    @takes_published_keys
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -44,15 +44,14 @@ class AutoencoderKL(pl.LightningModule):
         embed_dim: int,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
-        image_key: str = "image",
-        monitor: str | None = None,
+        *,
         learning_rate: float = 1e-4,
     ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
         if wrong := check_arguments(DDConfig, ddconfig, name="ddconfig"):
             raise UserError(wrong[1])
-        config = DDConfig(**ddconfig)
+        config = DDConfig(**translated(DDCONFIG, ddconfig))
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = self.make_decoder(config)
@@ -77,7 +76,7 @@ class AutoencoderKL(pl.LightningModule):
         """The posterior over unscaled latents."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(image_pm1)))
 
-    def decode(self, z: Tensor, recompute: bool = False) -> Tensor:
+    def decode(self, z: Tensor, *, recompute: bool = False) -> Tensor:
         """Unscaled latents to a picture, not clamped; `recompute` saves memory in the backward pass (`Decoder`)."""
         decoded_pm1: Tensor = self.decoder(self.post_quant_conv(z), recompute=recompute)
         return decoded_pm1
@@ -142,8 +141,7 @@ class AutoencoderKLResi(AutoencoderKL):
         embed_dim: int,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
-        image_key: str = "image",
-        monitor: str | None = None,
+        *,
         fusion_w: float = 1.0,
         freeze_dec: bool = True,
         test_gt: bool = False,
@@ -151,7 +149,14 @@ class AutoencoderKLResi(AutoencoderKL):
         edge_loss_weight: float = 0.0,
         learning_rate: float = 5e-5,
     ) -> None:
-        super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor, learning_rate)
+        super().__init__(
+            ddconfig=ddconfig,
+            lossconfig=lossconfig,
+            embed_dim=embed_dim,
+            ckpt_path=ckpt_path,
+            ignore_keys=ignore_keys,
+            learning_rate=learning_rate,
+        )
         self.decoder.fusion_w = checks.probability("fusion_w", fusion_w)
         self.test_gt = test_gt
         self.freeze_dec = freeze_dec

@@ -41,7 +41,7 @@ def build_model(config: Config, *, ckpt: str | Path | None = None, learning_rate
             params |= {"first_stage_config": {**first_stage, "params": own}, "ignore_keys": []}
     if learning_rate is not None:
         if "learning_rate" in params:
-            raise FieldError("model.params.learning_rate", "is no key of a config's: set model.base_learning_rate")
+            raise FieldError("model.params.learning_rate", "is not a key of a config: set model.base_learning_rate")
         params["learning_rate"] = learning_rate
     with fields_named(lambda field: f"model.params.{field}"):
         return instantiate_from_config({"target": block.get("target"), "params": params})

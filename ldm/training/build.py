@@ -138,8 +138,25 @@ def build_training_model(run: Run, trainer: pl.Trainer) -> pl.LightningModule:
         text = f" = {rate:g} (base) x {trainer.world_size} (processes) x {batch} (batch) x {accumulate} (accumulation)"
         rate *= trainer.world_size * batch * accumulate
     model: pl.LightningModule = build_model(run.config, learning_rate=rate)
+    if task := task_at_size(run.config):
+        log.info("%s", task)
     log.info("learning rate %g%s, on %d x %s", rate, text, trainer.world_size, trainer.strategy.root_device.type)
     return model
+
+
+def task_at_size(config: Config) -> str | None:
+    """What a config with `sf: 1` trains, which may not be what is meant; None for all others.
+
+    Its picture size says nothing of edges, and the edge fork's file for edge to picture, of which only the fork's code
+    knew what it trains, has no other mark.
+    """
+    channels = config.get("model.params.structcond_stage_config.params.in_channels", 4)
+    if config.get("sf", 4) != 1 or config.get("model.params.edge_condition") or channels != 4:
+        return None
+    return (
+        "sf is 1: trains to restore degraded pictures at their own size; for edge to picture, where a Canny map takes "
+        "the degraded picture's place, set model.params.edge_condition={use: alone, source: gt}"
+    )
 
 
 def base_learning_rate(config: Config) -> float:

@@ -16,14 +16,21 @@ from basicsr.data.degradation_pipeline import DegradationConfig
 from basicsr.utils.errors import FieldError, UserError, did_you_mean, first_line
 from ldm.config import TOP_LEVEL, Config, KeyPath, check_config, check_paths, without
 from ldm.data.datamodule import DataModuleFromConfig
-from ldm.training.build import Run, base_learning_rate, build_data, checkpoint_arguments, trainer_arguments
+from ldm.training.build import (
+    Run,
+    base_learning_rate,
+    build_data,
+    checkpoint_arguments,
+    task_at_size,
+    trainer_arguments,
+)
 from ldm.training.callbacks.checkpoints import StepCheckpoint
 from ldm.util import check_arguments, get_obj_from_str, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
-# Options of the edge loss that say nothing while its weight is 0.
-EDGE_LOSS = "edge_loss_weight"
+# Options of the edge loss say nothing while its weight is 0; edges as a condition have nothing to do with it.
+EDGE_LOSS, EDGE_CONDITION = "edge_loss_weight", "edge_condition"
 VALIDATION_KEYS = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")
 
 
@@ -107,7 +114,7 @@ def without_effect(config: Config) -> Iterator[str]:
     model: Mapping[str, Any] = config.get("model.params", {})
     if model.get(EDGE_LOSS, 0) == 0:
         for key in model:
-            if key == "edge" or (key.startswith("edge_") and key != EDGE_LOSS):
+            if key == "edge" or (key.startswith("edge_") and key not in (EDGE_LOSS, EDGE_CONDITION)):
                 yield _nothing(config, ("model", "params", key), f"model.params.{EDGE_LOSS} is 0")
     trainer = config.get("lightning.trainer", {})
     if "gradient_clip_algorithm" in trainer and not trainer.get("gradient_clip_val"):
@@ -139,6 +146,8 @@ def summary(config: Config) -> Iterator[tuple[str, str]]:
         f"{model.get('loss_type', 'l2')} on {model.get('parameterization', 'eps')}, edge loss weight "
         + str(model.get(EDGE_LOSS, 0)),
     )
+    if task := task_at_size(config):
+        yield "task", task
     yield "learning rate", f"{config.get('model.base_learning_rate')}"
     yield "weights", f"{model.get('ckpt_path') or 'random'}"
 

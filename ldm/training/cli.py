@@ -6,25 +6,20 @@
 import argparse
 import errno
 import logging
-import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from basicsr.utils.errors import UserError, did_you_mean
-from ldm.console import OneLineParser, configure_logging
+from ldm.console import INTERRUPTED, OneLineParser, configure_logging, is_first_process, tell
+from ldm.training.options import LOGGERS, REQUEUE, Options
 from ldm.training.stop_signals import StopSignals
 from ldm.training.trainer_flags import TRAINER_FLAGS
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
-LOGGERS = ("wandb", "tensorboard", "csv")
-INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
-REQUEUE = 75  # after SIGTERM and SIGUSR1: EX_TEMPFAIL of sysexits.h, "try again later"
 
 DESCRIPTION = f"""\
 Train a model from YAML configs.
@@ -43,40 +38,12 @@ scheduler start the same command again, with --resume auto.
 """
 
 
-@dataclass(frozen=True)
-class Options:
-    """The parsed command line; None where a flag was not given."""
-
-    base: list[str]
-    overrides: list[str]
-    trainer: dict[str, Any]  # keyword arguments of the Trainer
-    train: bool
-    no_test: bool
-    check: bool
-    trust_config: bool
-    name: str | None
-    resume: str | None
-    project: str | None
-    postfix: str
-    logdir: str | None
-    seed: int | None
-    scale_lr: bool | None
-    logger: str | None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     level = logging.INFO if is_first_process() else logging.ERROR
     configure_logging("main", "ldm", "basicsr", level=level, stream="stdout")
     with StopSignals() as signals:
         return friendly_errors(lambda: _train(parse_arguments(argv), signals))
-
-
-def stop_status(signals: StopSignals) -> int:
-    """The exit status after a signal."""
-    if not is_first_process():
-        return 0  # Lightning takes another status of a further process for a crash, and kills the first one
-    return INTERRUPTED if signals.asked == signal.SIGINT else REQUEUE
 
 
 def _train(options: Options, signals: StopSignals) -> int:
@@ -90,7 +57,7 @@ def _train(options: Options, signals: StopSignals) -> int:
     signals.ignore()
     return tell(
         "stopped outside of training's steps: nothing was to save; the same command starts it again",
-        status=stop_status(signals),
+        status=signals.exit_status(),
     )
 
 
@@ -106,19 +73,6 @@ def friendly_errors(run: Callable[[], int]) -> int:
         return tell(f"error: {error.filename or 'a file could not be written'}: {error.strerror}", status=2)
     except KeyboardInterrupt:
         return tell("interrupted", status=INTERRUPTED)
-
-
-def tell(*lines: str, status: int) -> int:
-    """Show lines to the user once, whatever the number of processes, and pass the exit status on."""
-    if is_first_process():
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
-    return status
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one of all a training's that prints and writes, by what launchers set."""
-    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") in ("", "0") for name in names)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Options:

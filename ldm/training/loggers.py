@@ -15,7 +15,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from basicsr.utils.errors import UserError, first_line
 from basicsr.utils.files import OutputError, whole_file
-from ldm.training.cli import LOGGERS, is_first_process
+from ldm.console import is_first_process
+from ldm.training.options import LOGGERS
 
 log = logging.getLogger(__name__)
 

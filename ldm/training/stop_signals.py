@@ -7,6 +7,9 @@ import threading
 from types import TracebackType
 from typing import Any
 
+from ldm.console import INTERRUPTED, is_first_process
+from ldm.training.options import REQUEUE
+
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -44,6 +47,12 @@ class StopSignals:
     ) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+    def exit_status(self) -> int:
+        """Of a process that stopped because it was asked to."""
+        if not is_first_process():
+            return 0  # Lightning takes another status of a further process for a crash, and kills the first one
+        return INTERRUPTED if self.asked == signal.SIGINT else REQUEUE
 
     def ignore(self) -> None:
         """From here on no signal does anything: what is left must not be spoilt."""

@@ -17,14 +17,15 @@ from pytorch_lightning.callbacks import Callback, LambdaCallback, ModelCheckpoin
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, first_line
 from ldm.config import Config, check_config, check_paths, load_config
+from ldm.console import tell
 from ldm.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
 from ldm.training.build import Run, build_data, build_trainer, build_training_model, trainer_arguments, yaml_callbacks
 from ldm.training.callbacks.checkpoints import Interrupted, KeepLast
 from ldm.training.callbacks.edge_probe import EdgeProbe
 from ldm.training.callbacks.progress import last_losses
 from ldm.training.check import check
-from ldm.training.cli import Options, stop_status, tell
 from ldm.training.loggers import finish_loggers, make_loggers, read_metrics, wandb_folder
+from ldm.training.options import Options
 from ldm.training.plots import save_loss_curves
 from ldm.training.resume import check_changes
 from ldm.training.stop_signals import StopSignals
@@ -139,8 +140,8 @@ def explained(error: Exception, checkpoint: Path | None) -> UserError | None:
     text = f"{error} {error.__cause__}"  # of which the latter knows the signal that a worker died of
     if "shared memory" in text or "Bus error" in text:
         return UserError(
-            "the loader's workers are out of shared memory: see how full /dev/shm is (docker run --shm-size=8g makes it "
-            "larger), or lower data.params.num_workers; then --resume the run"
+            "the loader's workers are out of shared memory: see how full /dev/shm is (docker run --shm-size=8g makes "
+            "it larger), or lower data.params.num_workers; then --resume the run"
         )
     if "DataLoader worker" in text:
         return UserError(
@@ -171,7 +172,7 @@ def test(run: Run, model: pl.LightningModule, checkpoint: Path | None) -> None:
     params = {key: value for key, value in run.config.get("test_data.params", {}).items() if key != "train"}
     values = {**run.config.values, "test_data": {**run.config.values["test_data"], "params": params}}
     data = build_data(Config(values, run.config.sources), run.settings, "test_data")
-    # A trainer of its own, without loggers: these losses are no points of the validation curve.
+    # A trainer of its own, without loggers: these losses are not points of the validation curve.
     arguments = trainer_arguments(run.config) | {"enable_progress_bar": False, "enable_checkpointing": False}
     trainer = pl.Trainer(**arguments, logger=False, default_root_dir=run.folder.path, use_distributed_sampler=False)
     (losses,) = trainer.validate(model, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
@@ -185,7 +186,7 @@ def stopped(trainer: pl.Trainer, run: Run, signals: StopSignals, how: str) -> in
     command = f"python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(run.folder.path))}"
     saved = run.folder.last_checkpoint.exists()
     resume = f"go on with: {command}" if saved else "there is no checkpoint yet to go on from"
-    return tell(how, resume, status=stop_status(signals))
+    return tell(how, resume, status=signals.exit_status())
 
 
 @rank_zero_only

@@ -174,18 +174,9 @@ def test_backends_agree_on_every_kind_of_input(photos: torch.Tensor, settings: d
 
 
 def test_backend_chooses_who_works(photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    real = cv2.Canny
-
-    def counted(*arguments: Any) -> Any:
-        calls.append(1)
-        return real(*arguments)
-
-    monkeypatch.setattr(cv2, "Canny", counted)
-    for backend, expected in (("auto", 4), ("opencv", 4), ("torch", 0)):
-        calls.clear()
-        maps(photos, backend)
-        assert len(calls) == expected, backend
+    monkeypatch.setattr(cv2, "Canny", lambda grey, *_: np.zeros_like(grey))
+    blank = {backend: not np.asarray(maps(photos, backend)).any() for backend in ("auto", "opencv", "torch")}
+    assert blank == {"auto": True, "opencv": True, "torch": False}
     with pytest.raises(UserError, match="backend 'gpu' is not known: use one of auto, opencv, torch"):
         EdgeMapGenerator(backend="gpu")
 

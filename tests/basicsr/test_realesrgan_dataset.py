@@ -344,7 +344,7 @@ def test_edge_maps_may_be_colour_or_deep_and_a_broken_one_counts_as_a_broken_pic
     assert set(edge.unique().tolist()) == {0, 1}  # the nearest: no value between
     for name in ("rgb", "grey16", "tiny"):
         (tmp_path / f"{name}.png").unlink()
-    with pytest.raises(UserError, match="^edge_map_path is .*, which has the map of no picture, as NAME.png"):
+    with pytest.raises(UserError, match="^edge_map_path is .*, which has no picture.s map: NAME.png or NAME_edge.png"):
         RealESRGANDataset(str(zoo), edge_map_path=str(tmp_path))
 
 

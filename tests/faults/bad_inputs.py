@@ -176,7 +176,7 @@ def pictures(folder: Path, rng: random.Random) -> Iterator[Case]:
 
 def lists(folder: Path, rng: random.Random) -> Iterator[Case]:
     """20 of two kinds."""
-    contents = (b"", b"\n\n", b"# 0.png\n", rng.randbytes(300), b"\xff\xfe", b"\0" * 40, b"../good.yaml\n", b"/etc/passwd",
+    contents = (b"", b"\n\n", b"# 0.png\n", rng.randbytes(300), b"\xff\xfe", b"\0" * 40, b"../x.yaml\n", b"/etc/passwd",
                 b"0.jpg\n", b"pictures/\n")  # fmt: skip
     for index in range(EACH):
         names = [f"{rng.randrange(4)}.png" for _ in range(4)]

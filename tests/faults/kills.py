@@ -19,7 +19,8 @@ import torch
 from faults.toy import BATCHES, CONFIG, FORMAT, PHASES
 from PIL import Image
 
-from ldm.training.cli import REQUEUE, main
+from ldm.training.cli import main
+from ldm.training.options import REQUEUE
 
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "DataModuleFromConfig", "epoch", "global_step")
 HANGS = 120.0  # seconds after which a process that was asked to stop, or whose partner died, counts as hanging

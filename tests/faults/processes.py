@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 import yaml
+from faults.kills import Stage, wait
 from PIL import Image
 
-from faults.kills import Stage, wait
 from ldm.config import load_config
 from ldm.training import train
 

@@ -1,13 +1,15 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
-from reference.models import NO_LOSS, SMALL, Pairs, pair, trainer
+from reference.models import NO_LOSS, SMALL, Pairs, loader, pair, trainer
 from reference.parity import CONFIG, SIDE, fill, noise, relative_error
 from torch import nn
+from torch.utils.data import DataLoader
 
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
@@ -19,7 +21,10 @@ Arrays = Callable[[str], dict[str, np.ndarray]]
 RECONSTRUCTION = {"target": "ldm.modules.losses.reconstruction_loss.ReconstructionLoss"}
 
 
-def tiny(cls: type[AutoencoderKL], **ddconfig: object) -> AutoencoderKL:
+VAE = TypeVar("VAE", bound=AutoencoderKL)
+
+
+def tiny(cls: type[VAE], **ddconfig: object) -> VAE:
     config = {**CONFIG["first_stage"], **ddconfig}
     return fill(cls(ddconfig=config, lossconfig=NO_LOSS, embed_dim=4)).eval().requires_grad_(False)
 
@@ -86,8 +91,8 @@ def test_the_reconstruction_loss_is_its_formula() -> None:
 
 def test_training_lowers_the_loss_on_a_picture(tmp_path: Path) -> None:
     class OnePicture(Pairs):
-        def train_dataloader(self) -> torch.utils.data.DataLoader:
-            return torch.utils.data.DataLoader([vars(pair(0))] * self.count, batch_size=None)
+        def train_dataloader(self) -> DataLoader[Any]:
+            return loader([vars(pair(0))] * self.count)
 
     vae = AutoencoderKL(ddconfig=SMALL["first_stage"], lossconfig=RECONSTRUCTION, embed_dim=4, learning_rate=2e-3)
 
@@ -95,7 +100,8 @@ def test_training_lowers_the_loss_on_a_picture(tmp_path: Path) -> None:
         image = pair(0).gt_pm1
         with torch.no_grad():
             posterior = vae.encode(image)
-            return vae.loss(image, vae.decode(posterior.mode()), posterior)[1]
+            parts: dict[str, torch.Tensor] = vae.loss(image, vae.decode(posterior.mode()), posterior)[1]
+        return parts
 
     before = measure()
     run = trainer(tmp_path, 20)
@@ -105,3 +111,12 @@ def test_training_lowers_the_loss_on_a_picture(tmp_path: Path) -> None:
     assert after["psnr"] > before["psnr"] + 2
     assert {"train/loss", "train/mse", "train/kl", "train/psnr", "val/psnr"} <= set(run.callback_metrics)
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in vae.parameters())
+
+
+def test_keys_of_published_yamls_that_mean_nothing_here_are_taken() -> None:
+    config = {**CONFIG["first_stage"], "double_z": True}
+    published: dict[str, Any] = {"image_key": "image", "monitor": "val/rec_loss", "colorize_nlabels": None}
+    for cls in (AutoencoderKL, AutoencoderKLResi):
+        cls(ddconfig=config, lossconfig=NO_LOSS, embed_dim=4, **published)
+    with pytest.raises(UserError, match="double_z is False, which is not supported"):
+        tiny(AutoencoderKL, double_z=False)

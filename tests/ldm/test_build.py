@@ -47,7 +47,7 @@ def test_a_checkpoint_without_the_autoencoder_leaves_it_to_its_own_file(folder: 
 def test_the_learning_rate_is_the_callers(folder: Path) -> None:
     config = load_config([folder / "tiny.yaml"])
     assert build_model(config, learning_rate=3e-4).configure_optimizers().param_groups[0]["lr"] == 3e-4
-    with pytest.raises(UserError, match=r"model.params.learning_rate is no key .* model.base_learning_rate"):
+    with pytest.raises(UserError, match=r"model.params.learning_rate is not a key .* model.base_learning_rate"):
         build_model(load_config([folder / "tiny.yaml"], ["model.params.learning_rate=1"]), learning_rate=3e-4)
 
 

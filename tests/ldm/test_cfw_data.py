@@ -48,9 +48,7 @@ def alone(run: Path) -> Path:
 
 
 def test_the_files_are_what_the_published_reader_expects(run: Path, alone: Path) -> None:
-    assert {name for name in made(alone)} == {
-        f"{kind}/{index}{suffix}" for kind, suffix in FOLDERS.items() for index in range(4)
-    }
+    assert set(made(alone)) == {f"{kind}/{index}{suffix}" for kind, suffix in FOLDERS.items() for index in range(4)}
     latent = np.load(alone / "latents/2.npy")
     assert latent.shape == (1, 4, 16, 16)
     assert latent.dtype == np.float32

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from reference.recorder import DEGRADATION, SIZE, Recorder
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,29 +15,8 @@ from basicsr.utils.errors import UserError
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.sampler import TrainingSampler
 
-SIZE = 16
-DEGRADATION: dict[str, Any] = {
-    "resize_prob": [0.2, 0.7, 0.1],
-    "resize_range": [0.5, 1.5],
-    "gaussian_noise_prob": 0.5,
-    "noise_range": [1, 15],
-    "poisson_scale_range": [0.05, 2.0],
-    "gray_noise_prob": 0.4,
-    "jpeg_range": [60, 95],
-    "second_blur_prob": 0.5,
-    "resize_prob2": [0.3, 0.4, 0.3],
-    "resize_range2": [0.6, 1.2],
-    "gaussian_noise_prob2": 0.5,
-    "noise_range2": [1, 12],
-    "poisson_scale_range2": [0.05, 1.0],
-    "gray_noise_prob2": 0.4,
-    "jpeg_range2": [60, 100],
-    "gt_size": SIZE,
-    "no_degradation_prob": 0.0,
-}
 
-
-class Noise(Dataset):
+class Noise(Dataset[dict[str, Any]]):
     """Pictures of noise with RealESRGANDataset's interface, so that a sample tells its place: path = epoch/index."""
 
     def __init__(self, length: int, queue_size: int = 0, seed: int = 23) -> None:
@@ -52,26 +32,6 @@ class Noise(Dataset):
         gt = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(draw))
         path = "{}/{}".format(*divmod(draw, self.length))
         return {"gt": gt, "kernel1": kernel, "kernel2": kernel, "sinc_kernel": kernel, "gt_path": path}
-
-
-class Recorder(pl.LightningModule):
-    """Notes every pair it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-        self.seen: list[tuple[tuple[str, ...], float]] = []
-        self.validated: list[float] = []
-
-    def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
-        self.seen.append((pair.paths, float(pair.lq_pm1.double().sum())))
-        return self.layer(torch.ones(1, 1)).sum()
-
-    def validation_step(self, pair: Pair, batch_idx: int) -> None:
-        self.validated.append(float(pair.lq_pm1.double().sum()))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def module(length: int = 7, queue_size: int = 0, **options: Any) -> DataModuleFromConfig:

@@ -10,12 +10,15 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from reference.models import SMALL_TEXT, Pairs, pair, stage1, trainer
 from reference.parity import relative_error
-from torch import nn
+from torch import Tensor, nn
 
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.modules.spade import SPADE
+
+# A model, its state before training, its checkpoint, and the prompts that it encoded.
+Fitted = tuple[LatentDiffusionSRTextWT, dict[str, Tensor], Path, list[str]]
 
 
 class Rows(Logger):
@@ -34,13 +37,20 @@ class Rows(Logger):
         """There are none."""
 
 
-def trained_modules(model: LatentDiffusionSRTextWT) -> Iterator[nn.Module]:
+def tower(model: LatentDiffusionSRTextWT) -> nn.Module:
+    """The text tower, which is still there."""
+    assert model.cond_stage_model is not None
+    return model.cond_stage_model
+
+
+def trained_modules(model: pl.LightningModule) -> Iterator[nn.Module]:
+    assert isinstance(model, LatentDiffusionSRTextWT)
     yield from model.structcond_stage_model.modules()
     for spade in (module for module in model.model.modules() if isinstance(module, SPADE)):
         yield from spade.modules()
 
 
-def assert_modes(model: LatentDiffusionSRTextWT, training: bool) -> None:
+def assert_modes(model: pl.LightningModule, training: bool) -> None:
     trained = set(trained_modules(model))
     assert model.training == training
     for name, module in model.named_modules():
@@ -49,12 +59,12 @@ def assert_modes(model: LatentDiffusionSRTextWT, training: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatentDiffusionSRTextWT, dict, Path, list[str]]:
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     """A model after three steps with two validations, its state before, its checkpoint, and the prompts encoded."""
     model = stage1(prompt="a sharp photograph", edge_loss_weight=0.1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     prompts: list[str] = []
-    model.cond_stage_model.register_forward_pre_hook(lambda _module, given: prompts.extend(given[0]))
+    tower(model).register_forward_pre_hook(lambda _module, given: prompts.extend(given[0]))
     folder = tmp_path_factory.mktemp("fitted")
     run = trainer(folder, 3, val_check_interval=1)
     run.fit(model, Pairs(3))
@@ -86,7 +96,7 @@ def test_frozen_parts_stay_in_evaluation_mode() -> None:
     assert not any(module.training for module in unfrozen.first_stage_model.modules())
 
 
-def test_a_real_fit_with_validation_moves_the_trained_part_alone(fitted: tuple) -> None:
+def test_a_real_fit_with_validation_moves_the_trained_part_alone(fitted: Fitted) -> None:
     model, before, _, _ = fitted
     assert_modes(model, True)
     after = model.state_dict()
@@ -98,12 +108,12 @@ def test_modes_hold_during_the_fit(tmp_path: Path) -> None:
     class Watch(Callback):
         seen: list[str] = []
 
-        def on_train_batch_end(self, _trainer: object, model: LatentDiffusionSRTextWT, *_: object) -> None:
-            assert_modes(model, True)
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+            assert_modes(pl_module, True)
             self.seen.append("train")
 
-        def on_validation_batch_end(self, _trainer: object, model: LatentDiffusionSRTextWT, *_: object) -> None:
-            assert_modes(model, False)
+        def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+            assert_modes(pl_module, False)
             self.seen.append("validation")
 
     run = trainer(tmp_path, 2, val_check_interval=1, callbacks=[Watch()])
@@ -117,7 +127,7 @@ def test_modes_hold_during_the_fit(tmp_path: Path) -> None:
 # Text
 
 
-def test_the_prompt_is_encoded_once_and_the_tower_let_go(fitted: tuple) -> None:
+def test_the_prompt_is_encoded_once_and_the_tower_let_go(fitted: Fitted) -> None:
     model, _, _, prompts = fitted
     assert prompts == ["a sharp photograph"]
     assert model.cond_stage_model is None
@@ -126,7 +136,7 @@ def test_the_prompt_is_encoded_once_and_the_tower_let_go(fitted: tuple) -> None:
         model.contexts(["another"])
 
 
-def test_a_saved_checkpoint_is_complete(fitted: tuple) -> None:
+def test_a_saved_checkpoint_is_complete(fitted: Fitted) -> None:
     model, before, file, _ = fitted
     saved = torch.load(file, weights_only=True)["state_dict"]
     assert set(saved) == set(before)
@@ -136,7 +146,7 @@ def test_a_saved_checkpoint_is_complete(fitted: tuple) -> None:
     assert all(torch.equal(value, saved[key]) for key, value in fresh.state_dict().items())
 
 
-def test_a_resumed_fit_goes_on_with_the_checkpoints_text(fitted: tuple, tmp_path: Path) -> None:
+def test_a_resumed_fit_goes_on_with_the_checkpoints_text(fitted: Fitted, tmp_path: Path) -> None:
     model, before, file, _ = fitted
     resumed = stage1(filled=False, prompt="a sharp photograph")
     run = trainer(tmp_path, 4)
@@ -149,7 +159,7 @@ def test_a_resumed_fit_goes_on_with_the_checkpoints_text(fitted: tuple, tmp_path
     assert all(torch.equal(saved[key], before[key]) for key in text)
 
 
-def test_a_model_without_its_tower_takes_a_complete_checkpoint(fitted: tuple, tmp_path: Path) -> None:
+def test_a_model_without_its_tower_takes_a_complete_checkpoint(fitted: Fitted, tmp_path: Path) -> None:
     model, before, file, _ = fitted
     run = trainer(tmp_path, 4)
     run.fit(model, Pairs(2), ckpt_path=file, weights_only=True)
@@ -168,23 +178,24 @@ def test_keep_text_encoder_keeps_it(tmp_path: Path) -> None:
 
 
 def test_distinct_prompts_are_encoded_once_each_and_kept_apart() -> None:
-    model, prompts = stage1(), []
-    model.cond_stage_model.register_forward_pre_hook(lambda _module, given: prompts.extend(given[0]))
+    model, prompts = stage1(), list[str]()
+    tower(model).register_forward_pre_hook(lambda _module, given: prompts.extend(given[0]))
     first = model.contexts(["cat", "dog", "cat"])
     again = model.contexts(["dog", "bird"])
     assert prompts == ["cat", "dog", "bird"]
     assert torch.equal(first[0], first[2])
     assert torch.equal(first[1], again[0])
     assert relative_error(first[0], first[1]) > 1e-2
-    assert torch.equal(first[1:2], model.cond_stage_model(["dog"]))
+    assert torch.equal(first[1:2], tower(model)(["dog"]))
     assert not first.requires_grad
 
 
 def test_the_text_tower_may_not_be_trained() -> None:
     with pytest.raises(UserError, match="cond_stage_trainable is True, which is not supported"):
         stage1(cond_stage_trainable=True)
-    model = stage1(cond_stage_config={**SMALL_TEXT, "params": {**SMALL_TEXT["params"], "freeze": False}})
-    assert not any(p.requires_grad for p in model.cond_stage_model.parameters())
+    params = {**SMALL_TEXT["params"], "freeze": False}
+    model = stage1(cond_stage_config={**SMALL_TEXT, "params": params})
+    assert not any(p.requires_grad for p in tower(model).parameters())
 
 
 # Randomness

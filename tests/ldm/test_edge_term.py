@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference.models import latents, losses, pair, stage1
+from reference.models import gradients, latents, losses, pair, stage1
 from reference.parity import noise, relative_error
 from torch import Tensor, nn
 
@@ -73,7 +73,7 @@ def test_only_samples_that_pass_are_decoded_and_averaged(gate: dict[str, Any]) -
 
 
 def test_the_snr_is_that_of_the_timestep() -> None:
-    abar = stage1(filled=False).alphas_cumprod
+    abar = stage1(filled=False).get_buffer("alphas_cumprod")
     snr = (abar / (1 - abar))[T]
     for bound, active in ((float(snr[1]) * 0.99, 1.0), (float(snr[1]) * 1.01, 0.5), (float(snr[0]) * 1.01, 0.0)):
         assert step(edge_min_snr=bound)[2]["edge_active"] == active
@@ -92,16 +92,16 @@ def test_the_gate_asks_for_the_original_timestep() -> None:
 
 @pytest.mark.parametrize("weight", [0.5, "auto:0.2"])
 def test_without_an_active_sample_nothing_is_decoded_and_the_gradient_is_the_main_loss(weight: float | str) -> None:
-    def gradients(**params: Any) -> list[Tensor]:
+    def gradient(**params: Any) -> list[Tensor]:
         model = stage1(parameterization="v", **params)
         shapes = decodes(model)
         loss, parts = losses(model, T)
         assert not shapes and not any(name.startswith("train/loss_edge") for name in parts)
         assert params.get("edge_loss_weight", 0) == 0 or parts["train/edge_active"] == 0
         loss.backward()
-        return [loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)]
+        return [loss.detach(), *gradients(model)]
 
-    plain, gated = gradients(), gradients(edge_loss_weight=weight, edge_max_timestep=100)
+    plain, gated = gradient(), gradient(edge_loss_weight=weight, edge_max_timestep=100)
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(gated, plain, strict=True))
 
 
@@ -111,6 +111,7 @@ def test_the_empty_loss_is_0_and_connected_also_where_the_output_overflows() -> 
     n = model.process.noised(latents()["x_start"], t=T, noise=latents()["noise"])
     report = model.edge_term(LossReport(torch.tensor(1.0), {}), model.process, n, output)
     report.total.backward()
+    assert output.grad is not None
     assert report.total == 1 and torch.equal(output.grad, torch.zeros_like(output))
 
 
@@ -144,10 +145,10 @@ def test_a_window_of_the_whole_frame_is_the_frame() -> None:
 
 
 def test_windows_leave_timesteps_and_noise_as_they_were() -> None:
-    plain, cropped = (
-        stage1(edge_loss_weight=0.5, **more)._step(pair(), torch_rng("cpu", "test"))[1]
-        for more in ({}, {"edge_crop": 4, "edge_crop_by": "edges", "edge_target": "pixels"})
-    )
+    def parts(**more: Any) -> dict[str, Tensor]:
+        return stage1(edge_loss_weight=0.5, **more)._step(pair(), torch_rng("cpu", "test"))[1]
+
+    plain, cropped = parts(), parts(edge_crop=4, edge_crop_by="edges", edge_target="pixels")
     assert torch.equal(plain["train/loss_simple"], cropped["train/loss_simple"])
     assert not torch.equal(plain["train/loss_edge"], cropped["train/loss_edge"])
 

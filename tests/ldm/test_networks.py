@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_frames_need_not_be_square(unet: nn.Module, encoder: nn.Module, context:
 def test_checkpointing_changes_neither_output_nor_gradient(context: Tensor) -> None:
     x = noise("x", LATENT)[..., :8, :8]
 
-    def run(use_checkpoint: bool) -> tuple[Tensor, list[Tensor]]:
+    def run(use_checkpoint: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         unet = fill(UNetModelDualcondV2(**{**CONFIG["unet"], "use_checkpoint": use_checkpoint}))
         encoder = fill(EncoderUNetModelWT(**{**CONFIG["structure"], "use_checkpoint": use_checkpoint}))
         output = unet(x, T, context, encoder(x, T))
@@ -106,7 +107,7 @@ def test_timestep_embedding_is_cosines_then_sines_in_float32() -> None:
         {"use_spatial_transformer": False},
     ],
 )
-def test_published_options_without_implementation_are_refused_by_name(option: dict) -> None:
+def test_published_options_without_implementation_are_refused_by_name(option: dict[str, Any]) -> None:
     ((name, value),) = option.items()
     with pytest.raises(UserError, match=f"{name} is {value}, which is not supported"):
         UNetModelDualcondV2(**{**CONFIG["unet"], **option})

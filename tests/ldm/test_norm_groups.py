@@ -9,6 +9,7 @@ from basicsr.utils.errors import UserError
 from ldm.modules.diffusionmodules.model import DDConfig, Decoder
 from ldm.modules.diffusionmodules.openaimodel import EncoderUNetModelWT, UNetModelDualcondV2
 from ldm.modules.diffusionmodules.util import regroup
+from ldm.published import DDCONFIG, translated
 
 
 def groups(network: nn.Module) -> set[int]:
@@ -20,7 +21,7 @@ def test_every_norm_of_each_network_has_the_groups_asked_for() -> None:
     assert groups(UNetModelDualcondV2(**unet)) == {32}
     assert groups(UNetModelDualcondV2(**unet, norm_groups=4)) == {4}
     assert groups(EncoderUNetModelWT(**structure, norm_groups=8)) == {8}
-    assert groups(Decoder(DDConfig(**first_stage, norm_groups=1))) == {1}
+    assert groups(Decoder(DDConfig(**translated(DDCONFIG, first_stage), norm_groups=1))) == {1}
 
 
 def test_a_channel_that_is_a_group_of_its_own_loses_its_mean() -> None:

@@ -117,7 +117,7 @@ def test_sixteen_bits_reach_the_file(channels: int) -> None:
     png = to_picture(deep)[0].to_png(16)
     assert png[24:26] == bytes([16, {1: 0, 2: 4, 3: 2, 4: 6}[channels]])  # depth and PNG's type of colour
     read = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    assert read.dtype == np.uint16
+    assert read is not None and read.dtype == np.uint16
     want = np.concatenate([deep[..., :1].repeat(3, axis=2), deep[..., 1:]], axis=2) if channels == 2 else deep
     flip = {1: cv2.COLOR_BGR2RGB, 3: cv2.COLOR_BGR2RGB, 2: cv2.COLOR_BGRA2RGBA, 4: cv2.COLOR_BGRA2RGBA}[channels]
     assert np.array_equal(read[..., None] if channels == 1 else cv2.cvtColor(read, flip), want)

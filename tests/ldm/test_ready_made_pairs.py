@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import skimage.data
 import torch
 from PIL import Image
-from test_datamodule import DEGRADATION, Recorder
+from reference.recorder import DEGRADATION, Recorder
 
 from basicsr.data.latent_pair import LatentPair
 from basicsr.utils.errors import FieldError, UserError
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pictures")
     for part in ("gt", "lq", "faces", "photos"):
         (root / part).mkdir()
-    photo = Image.fromarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
+    photo = Image.fromarray(skimage.data.astronaut())
     for number in range(3):
         Image.new("RGB", (48, 40), (GREY,) * 3).save(root / "gt" / f"{number}.png")
         Image.new("RGB", (24, 20), (GREY - 20,) * 3).save(root / "lq" / f"{number}.png")

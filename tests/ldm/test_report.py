@@ -221,7 +221,7 @@ def page_with_names(folder: Path, text: str) -> str:
             weight,
             tuple(CheckpointResult(step, text, {text: metrics}, {text: f"{name}.png"}) for step in steps),
         )
-        for name, weight, steps in (("a", f"auto:{text}", (1, 2)), ("b", 0.1, (2,)), ("c", 0.2, (2,)))
+        for name, weight, steps in (("a", "auto:0.5", (1, 2)), ("b", 0.1, (2,)), ("c", 0.2, (2,)))
     )
     other = RunResult("d", "d", None, (CheckpointResult(None, text, {text: metrics}, {text: "b.png"}),))
     settings = Settings(steps=2, sampler="ddim", seed=1, sf=4, border=4, lpips="alex")
@@ -264,7 +264,7 @@ def test_a_report_that_is_damaged_anywhere_gets_one_line(tmp_path: Path) -> None
     content = json.loads((tmp_path / "report.json").read_text())
     refused = 0
     for path in list(places(content)):
-        for value in ({}, "x"):
+        for value in (dict[str, str](), "x"):
             spoilt = json.loads(json.dumps(content))
             *above, last = path
             node = spoilt

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +88,7 @@ def oracle(kind: str, x_0: Tensor, told: list[int]) -> Callable[[Tensor, Tensor]
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
 @pytest.mark.parametrize("steps", [1, 4, 30])
 def test_ancestral_sampling_finds_what_the_denoiser_knows(kind: str, steps: int) -> None:
-    x_0, told = noise("x", (2, 4, 4, 4)), []
+    x_0, told = noise("x", (2, 4, 4, 4)), list[int]()
     z = sample_ddpm(
         oracle(kind, x_0, told),
         noise("xT", x_0.shape),
@@ -105,7 +105,7 @@ def test_ancestral_sampling_finds_what_the_denoiser_knows(kind: str, steps: int)
 @pytest.mark.parametrize("steps", [1, 5, 30])
 def test_ddim_ends_where_its_line_through_x_t_and_x_0_does(kind: str, steps: int) -> None:
     # With a constant x_0, eta 0 keeps eps constant; the published stride ends at step 0, not before it.
-    x_0, x_start, told = noise("x", (2, 4, 4, 4)), noise("xT", (2, 4, 4, 4)), []
+    x_0, x_start, told = noise("x", (2, 4, 4, 4)), noise("xT", (2, 4, 4, 4)), list[int]()
     z = sample_ddim(
         oracle(kind, x_0, told),
         x_start,
@@ -183,9 +183,10 @@ def test_sampling_starts_from_the_noised_lq_latent(tiny_models: Models) -> None:
 def test_progress_sees_every_step(tiny_models: Models) -> None:
     seen: list[int] = []
 
-    def progress(steps: range) -> range:
-        seen.extend(steps)
-        return steps
+    def progress(steps: Iterable[int]) -> Iterable[int]:
+        for step in steps:
+            seen.append(step)
+            yield step
 
     tiny_models("eps").sample(noise("lq", (1, 4, SIDE, SIDE)), Guidance(CONTEXT[:1]), Sampling(2), progress=progress)
     assert seen == [1, 0]

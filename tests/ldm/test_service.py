@@ -17,7 +17,7 @@ from reference.models import stage1
 from basicsr.utils.errors import FieldError, UserError
 from ldm.inference.networks import Networks
 from ldm.inference.pipeline import NotEnoughMemoryError, Upscaler
-from ldm.inference.service import NO_MEMORY, Comparison, Service, Stop, StoppedError, friendly_errors
+from ldm.inference.service import NO_MEMORY, BeforeAndAfter, Service, Stop, StoppedError, friendly_errors
 from ldm.inference.settings import UpscaleSettings
 
 SETTINGS = UpscaleSettings(upscale=2, steps=3)
@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "cat.png"
 
 
-def finished(service: Service, file: Path, settings: UpscaleSettings = SETTINGS) -> Comparison:
+def finished(service: Service, file: Path, settings: UpscaleSettings = SETTINGS) -> BeforeAndAfter:
     return service.upscale(file, settings, file.parent / "made", Stop())
 
 

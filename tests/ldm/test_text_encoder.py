@@ -2,6 +2,7 @@ import json
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def tiny() -> FrozenOpenCLIPEmbedder:
 
 
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda case: case["prompt"][:20] or "empty")
-def test_tokens_match_openclip(tokenizer: ClipTokenizer, case: dict) -> None:
+def test_tokens_match_openclip(tokenizer: ClipTokenizer, case: dict[str, Any]) -> None:
     row = tokenizer([case["prompt"]])[0].tolist()
     assert row == case["ids"] + [0] * (77 - len(case["ids"]))
 
@@ -191,8 +192,9 @@ def test_frozen_stays_in_eval_mode_without_gradients() -> None:
 
 
 def test_state_dict_of_the_full_size_tower() -> None:
+    published: dict[str, Any] = {"arch": "ViT-H-14", "version": "laion2b_s32b_b79k", "layer": "penultimate"}
     with torch.device("meta"):
-        embedder = FrozenOpenCLIPEmbedder(arch="ViT-H-14", version="laion2b_s32b_b79k", layer="penultimate")
+        embedder = FrozenOpenCLIPEmbedder(**published)
     w = 1024
     block = {"attn.in_proj_weight": (3 * w, w), "attn.in_proj_bias": (3 * w,), "attn.out_proj.weight": (w, w)}
     block |= {"attn.out_proj.bias": (w,), "mlp.c_fc.weight": (4 * w, w), "mlp.c_fc.bias": (4 * w,)}
@@ -233,7 +235,7 @@ def test_half_precision_weights_give_half_precision_features(tiny: FrozenOpenCLI
         ({"arch": TINY, "max_length": 1}, "max_length is 1"),
     ],
 )
-def test_wrong_arguments_are_told_in_one_line(arguments: dict, message: str) -> None:
+def test_wrong_arguments_are_told_in_one_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         FrozenOpenCLIPEmbedder(**arguments)
     assert "\n" not in str(error.value)

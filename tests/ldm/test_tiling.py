@@ -58,14 +58,12 @@ def test_a_pointwise_denoiser_does_not_notice_the_tiles() -> None:
 
 def test_one_tile_that_covers_all_is_no_tiling() -> None:
     x, z, t = noise("x", (1, 4, 6, 9)), noise("z", (1, 4, 6, 9)), torch.tensor([3])
-    calls = []
 
     def denoise(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        calls.append(x.shape)
         return torch.nn.functional.avg_pool2d(x, 3, 1, 1) + z
 
+    # Any other tile would show: at its borders the mean is over fewer neighbours.
     assert torch.allclose(tiled(denoise, z, Tiling(64, 32))(x, t), denoise(x, t, z), atol=1e-6)
-    assert calls == [x.shape, x.shape]
 
 
 def test_tiles_are_blended_by_weight() -> None:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_edges_of_the_decoded_truth_match(arrays: Arrays) -> None:
     assert (edges[:, 0].numpy() != want).mean() < 1e-3
 
 
-def toy(kind: str = "eps", **params: object) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+def toy(kind: str = "eps", **params: Any) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """The loss of a made-up output, its parts, the error and the weights of the bound."""
     schedule, t = Schedule.from_betas(make_betas(1000, 0.00085, 0.0120)), torch.tensor([0, 70, 900])
     shape = (3, 4, 2, 2)

@@ -1,6 +1,7 @@
 """Targets resolve, params bind, and every mistake is answered with the nearest thing that would have worked."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,9 @@ from basicsr.utils.errors import UserError
 from ldm.util import check_arguments, get_obj_from_str, instantiate_from_config
 
 
-def build(size: int, rate: float = 0.5, name: str | None = None, sides: Sequence[int] = (), flag: bool = False) -> dict:
+def build(
+    size: int, rate: float = 0.5, name: str | None = None, sides: Sequence[int] = (), flag: bool = False
+) -> dict[str, Any]:
     """A constructor with each kind of annotation."""
     return {"size": size, "rate": rate, "name": name, "sides": sides, "flag": flag}
 
@@ -49,7 +52,7 @@ def test_unknown_target(target: str, words: str) -> None:
         ({"size": 1, "flag": 1}, "flag", "takes bool"),
     ],
 )
-def test_params_that_do_not_fit(params: dict, key: str, words: str) -> None:
+def test_params_that_do_not_fit(params: dict[str, Any], key: str, words: str) -> None:
     wrong = check_arguments(build, params, name="build")
     assert wrong is not None and wrong[0] == key and words in wrong[1]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from reference.parity import CONFIG, SIDE, fill, noise
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from basicsr.data.pair_pool import Pair
@@ -22,7 +22,7 @@ SMALL = {
     "structure": {**CONFIG["structure"], **TWO_LEVELS},
     "first_stage": {**CONFIG["first_stage"], "ch_mult": [1, 2], "num_res_blocks": 1, "resolution": 16},
 }
-SMALL_TEXT = {
+SMALL_TEXT: dict[str, Any] = {
     "target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
     "params": {"arch": {"width": 32, "layers": 1, "heads": 2}, "max_length": 5},
 }
@@ -57,8 +57,8 @@ def stage1(size: str = "small", filled: bool = True, **params: Any) -> LatentDif
     return model
 
 
-def latents(size: str = "small") -> dict[str, Tensor]:
-    """Inputs of `p_losses` but for the structure: x_start, cond, noise; and z_lq."""
+def latents(size: str = "small") -> dict[str, Any]:
+    """Tensors that `p_losses` takes beside the structure and the steps, x_start, cond, noise; and z_lq."""
     side, width = (8, 32) if size == "small" else (SIDE, CONFIG["unet"]["context_dim"])
     shape = (2, 4, side, side)
     return {
@@ -84,6 +84,18 @@ def pair(index: int = 0, batch: int = 2) -> Pair:
     return Pair(lq, gt.contiguous(), tuple(f"{index}-{i}.png" for i in range(batch)))
 
 
+def loader(batches: list[Any]) -> DataLoader[Any]:
+    """These batches, in this order."""
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # takes any sequence, asks for a Dataset
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    """Of the trained parameters, of which each has one."""
+    found = [p.grad for p in model.parameters() if p.requires_grad]
+    assert found and not any(gradient is None for gradient in found)
+    return [gradient for gradient in found if gradient is not None]
+
+
 class Pairs(pl.LightningDataModule):
     """`count` pairs for training and one for validation, in the way of the real data module."""
 
@@ -91,11 +103,11 @@ class Pairs(pl.LightningDataModule):
         super().__init__()
         self.count = count
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([vars(pair(i)) for i in range(self.count)], batch_size=None)
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader([vars(pair(i)) for i in range(self.count)])
 
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader([vars(pair(99))], batch_size=None)
+    def val_dataloader(self) -> DataLoader[Any]:
+        return loader([vars(pair(99))])
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Pair:
         return Pair(**{**batch, "paths": tuple(batch["paths"])})

@@ -7,10 +7,13 @@ equal values. The arrays hold what the published code made of them.
 import json
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 FOLDER = Path(__file__).parent
 SALT = "tiny"
@@ -31,7 +34,7 @@ def noise(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def fill(module: nn.Module) -> nn.Module:
+def fill(module: Module) -> Module:
     """Give every parameter its value: matrices scaled by fan-in, norms' weights around 1, the rest around 0."""
     for key, parameter in module.named_parameters():
         value = _standard_normal(key, tuple(parameter.shape))

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError, fields_named
+from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
-from ldm.console import OneLineParser, configure_logging, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, some_path
 from ldm.evaluation.report.summary import Report
 
 
@@ -48,23 +48,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
     configure_logging("ldm.evaluation")
+    return exit_status(lambda: run(parse(argv)), interrupted="stopped; the same command goes on from here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; an output that cannot be written may be mended, and nothing is lost."""
     try:
-        with fields_named(lambda field: f"--{field}"):
-            run(parse(argv))
+        evaluate(args)
     except OutputError as error:
-        sys.stderr.write(f"error: {error}; the same command goes on\n")
-        return 2
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
+        raise UserError(f"{error}; the same command goes on") from error
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
-    """Evaluate, once or again and again."""
+def evaluate(args: argparse.Namespace) -> None:
+    """Once, or again and again."""
     from ldm.evaluation.measure.evaluate import Evaluation, EvaluationOptions  # with torch: after --help
 
     given = vars(args)

@@ -94,7 +94,7 @@ class Evaluation:
         """Compute what is missing and write the report.
 
         Args:
-            patient: a run without checkpoints is no error, and a checkpoint that cannot be read is passed over in
+            patient: a run without checkpoints is not an error, and a checkpoint that cannot be read is passed over in
                 silence, for both may change.
 
         Returns:

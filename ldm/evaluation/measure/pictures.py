@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
 from basicsr.data.kernels import draw_final_sinc, draw_kernel
+from basicsr.data.picture_folders import by_name
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest, whole_file
-from basicsr.utils.img_util import as_01, find_pictures, read_rgb
+from basicsr.utils.img_util import as_01, read_rgb
 from basicsr.utils.ranges import to_u8
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.config import Config
@@ -144,7 +145,7 @@ def save_picture(img_01: Tensor, path: Path) -> None:
 
 
 def usable(path: Path) -> bool:
-    """Whether a picture that was made here is there and whole; a line is said of one that is damaged."""
+    """Whether a picture that was made here is there and intact; a line is said of one that is damaged."""
     if not path.exists():
         return False
     try:
@@ -179,15 +180,7 @@ def pictures_by_name(folder: str, field: str) -> dict[str, Path]:
     Raises:
         FieldError: a missing folder, no picture in it, or two of one name; `field` is what the folder was given for.
     """
-    found: dict[str, Path] = {}
-    for path in find_pictures(folder, name=field):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
-            raise FieldError(field, f"{folder}: {found[name].name} and {path.name} have one name; rename one of them")
-        found[name] = path
-    if not found:
-        raise FieldError(field, f"{folder}: there is no picture in it")
-    return found
+    return by_name(field, Path(folder))
 
 
 def _readable(data: str) -> tuple[dict[str, Path], list[str]]:

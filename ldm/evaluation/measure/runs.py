@@ -9,6 +9,7 @@ from pathlib import Path
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest
 from ldm.config import Config, load_config
+from ldm.modules.losses.edge_weight import EdgeWeight
 from ldm.run_folder import RunFolder, checkpoint_outline
 
 SELECTIONS = "all, last, best or every:N"
@@ -42,8 +43,8 @@ class TrainedRun:
     @property
     def edge_loss_weight(self) -> float | str:
         """A number, or `auto:FRACTION`."""
-        weight = self.config.get("model.params.edge_loss_weight", 0.0)
-        return weight if isinstance(weight, str) else float(weight)
+        weight = EdgeWeight.parse(self.config.get("model.params.edge_loss_weight", 0.0))
+        return str(weight) if weight.relative else weight.value
 
     @property
     def checkpoints(self) -> Path:
@@ -60,7 +61,7 @@ def open_runs(folders: Sequence[str]) -> list[TrainedRun]:
     """The runs in these folders.
 
     Raises:
-        UserError: a folder that is not there, is no run's, or is called like another one.
+        UserError: a folder that is not there, is not a run's, or is called like another one.
     """
     runs: list[TrainedRun] = []
     for given in folders:
@@ -70,7 +71,7 @@ def open_runs(folders: Sequence[str]) -> list[TrainedRun]:
                 "run", f"{given}: there is no such folder; give a run's, such as logs/2026-01-31T12-00-00_A"
             )
         if not folder.configs():
-            raise FieldError("run", f"{given}: {folder.path / 'configs'} holds no config, so this is no run's folder")
+            raise FieldError("run", f"{given}: {folder.path / 'configs'} holds no config: this is not a run's folder")
         if folder.path.name in [run.name for run in runs]:
             raise FieldError("run", f"{given}: another run is called {folder.path.name} too; rename one of the folders")
         runs.append(TrainedRun(folder.path, load_config([folder.saved_config()])))
@@ -84,7 +85,7 @@ def select_checkpoints(run: TrainedRun, which: str) -> tuple[list[Checkpoint], l
     is not called last is taken. `best` is what the run's ModelCheckpoint monitors.
 
     Raises:
-        UserError: `which` is none of these, or `best` of a run that monitors nothing.
+        UserError: `which` is not one of these, or `best` of a run that monitors nothing.
     """
     every = re.fullmatch(r"every:([1-9]\d*)", which)
     if which not in ("all", "last", "best") and not every:

@@ -8,6 +8,7 @@ from basicsr.metrics.table import METRICS
 from basicsr.utils.errors import FieldError, did_you_mean
 from ldm.evaluation.report.statistics import Paired, compare
 from ldm.evaluation.report.summary import CheckpointResult, Report, RunResult
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,8 @@ def compare_runs(report: Report, baseline: str | None = None, at: str = "last") 
     return Comparison(tuple(runs), chosen, how)
 
 
-def _by_weight(run: RunResult) -> tuple[bool, bool, float]:
-    weight = run.edge_loss_weight
-    return weight is None, isinstance(weight, str), weight if isinstance(weight, float | int) else 0.0
+def _by_weight(run: RunResult) -> tuple[bool, EdgeWeight]:
+    return run.edge_weight is None, run.edge_weight or EdgeWeight(0.0)
 
 
 def _chosen(runs: Sequence[RunResult], at: str, metrics: Sequence[str]) -> tuple[tuple[CheckpointResult, ...], str]:

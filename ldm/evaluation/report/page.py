@@ -141,23 +141,22 @@ def _curves(report: Report) -> Section:
 
 
 def _weights(report: Report, comparison: Comparison) -> Section:
-    # A weight that the gradients decide is no number, and stands nowhere on the axis.
-    shown = [(run, each) for run, each in comparison.pairs if not isinstance(run.edge_loss_weight, str)]
-    if len({run.edge_loss_weight for run, _ in shown if run.edge_loss_weight is not None}) < 2:
+    # A weight that the gradients decide is not a number: it has no place on the axis.
+    shown = [(run, each) for run, each in comparison.pairs if run.edge_weight is None or not run.edge_weight.relative]
+    if len({run.edge_weight for run, _ in shown if run.edge_weight is not None}) < 2:
         return None
     places = {run.name: index for index, run in enumerate(report.runs)}
     plots = []
     for metric in report.metrics:
         series = [
-            Series(run.label, colour(places[run.name]), ((_number(run.edge_loss_weight), result.mean(metric)),))
-            for run, result in shown
+            Series(run.label, colour(places[run.name]), ((_number(run), result.mean(metric)),)) for run, result in shown
         ]
         plots.append((metric, charts.curves(series, "edge_loss_weight", METRICS[metric].decimals)))
     return {"plots": plots}
 
 
-def _number(weight: float | str | None) -> float | None:
-    return None if weight is None else float(weight)
+def _number(run: RunResult) -> float | None:
+    return None if run.edge_weight is None else run.edge_weight.value
 
 
 def _differences(report: Report, comparison: Comparison) -> Section:

@@ -14,6 +14,7 @@ from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import write_whole
 from ldm.evaluation.report.statistics import Interval, bootstrap_mean
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 FILE = "report.json"
 OPTIONAL = ("lpips",)  # metrics that are measured where they are asked for
@@ -72,10 +73,14 @@ class RunResult:
     checkpoints: tuple[CheckpointResult, ...]
 
     @property
+    def edge_weight(self) -> EdgeWeight | None:
+        """`edge_loss_weight`, parsed."""
+        return None if self.edge_loss_weight is None else EdgeWeight.parse(self.edge_loss_weight)
+
+    @property
     def weight(self) -> str:
-        """`0.1`, or `auto:0.2` as it is; a dash for an arm that is no run."""
-        weight = self.edge_loss_weight
-        return "–" if weight is None else weight if isinstance(weight, str) else f"{weight:g}"
+        """Such as `0.1` or `auto:0.2`; a dash for an arm that is not a run."""
+        return "–" if self.edge_weight is None else str(self.edge_weight)
 
     @property
     def origin(self) -> str:
@@ -201,8 +206,10 @@ def _as_run(content: Any) -> RunResult:
         for each in content["checkpoints"]
     )
     weight = content["edge_loss_weight"]
-    if not checkpoints or not isinstance(weight, float | int | str | None):
-        raise ValueError("a run without results, or with a weight that is none")
+    if not checkpoints:
+        raise ValueError("a run without results")
+    if weight is not None:
+        EdgeWeight.parse(weight)
     return RunResult(str(content["name"]), str(content["label"]), weight, checkpoints)
 
 

@@ -111,7 +111,7 @@ def _read_archive(path: Path) -> object:
         ) from error
 
 
-def _load(path: Path, mmap: bool = False) -> object:
+def _load(path: Path, *, mmap: bool = False) -> object:
     if path.suffix != ".safetensors":
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     with path.open("rb") as file:  # PyTorch goes by the name, and maps no open file into memory
@@ -281,7 +281,7 @@ def _check_shapes(path: str | Path, own: StateDict, usable: StateDict) -> None:
 
 
 def _check_missing(path: str | Path, own: StateDict, missing: list[str], state: StateDict) -> None:
-    """Raise UserError for tensors that the file lacks. To leave them random is no advice: results depend on them."""
+    """Raise UserError for tensors that the file lacks. Leaving them random is never advised: results depend on them."""
     if not missing:
         return
     if FROZEN in state:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
-from basicsr.utils.errors import FieldError, fields_named
+from basicsr.utils.errors import fields_named
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.checkpoint import FROZEN, StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
+from ldm.models.diffusion.edge_condition import Structure
 from ldm.models.diffusion.edge_term import NOT_AT_EVERY_STEP, EdgeTerm
 from ldm.models.diffusion.first_stage import FirstStage
-from ldm.models.diffusion.fork_api import DiffusionWrapper, ForkApi
+from ldm.models.diffusion.fork_api import DiffusionWrapper
 from ldm.models.diffusion.frozen_parts import FrozenParts, put_back
 from ldm.models.diffusion.guidance import Guidance, guided_denoiser
 from ldm.models.diffusion.last_value import LastValue
+from ldm.models.diffusion.looking import Latents, Looking
 from ldm.models.diffusion.process import Process, check_parameterization
 from ldm.models.diffusion.sampling import DEFAULTS, SAMPLERS, Noise, Progress, Sampling, initial_latent, truncated
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
@@ -46,15 +48,7 @@ MAY_BE_NEW: Mapping[str, Callable[[str], bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class Latents:
-    """A pair in latent space, both (B, 4, H/f, W/f) and scaled."""
-
-    z_gt: Tensor
-    z_lq: Tensor
-
-
-class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
+class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
     """A latent diffusion model for super-resolution, steered by text and by a time-aware encoder of the LQ latent.
 
     Trained are the SPADE layers of the U-Net and the whole time-aware encoder; with `unfrozen_diff` the whole U-Net.
@@ -63,6 +57,8 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         edge_loss_weight: weight of the edge loss, which is logged as train/loss_edge (`EdgeLoss`), or `auto:f` for a
             fraction f of the main loss's gradient; 0 leaves it out altogether.
         edge: when, where, against what and how strongly: `EdgeOptions`. Flat, each key begins with `edge_`.
+        edge_condition: an edge map for the time-aware encoder: `EdgeCondition`. An `in_channels` of 8 in
+            structcond_stage_config turns it on as it is by default.
         loss: the main loss: `TrainingLoss`. Its keys may stand flat, too.
         ckpt_path, ignore_keys: weights to start from, and key prefixes to leave out; null means random weights.
         time_replace: how many of the `timesteps` steps to train on, evenly spaced.
@@ -91,6 +87,7 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         *,
         edge_loss_weight: EdgeWeightLike = 0.0,
         edge: Mapping[str, Any] | None = None,
+        edge_condition: Mapping[str, Any] | None = None,
         loss: Mapping[str, Any] | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
@@ -119,26 +116,24 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         self.prompt = prompt
         self.keep_text_encoder = keep_text_encoder
         self._released_text_tower: StateDict = {}
-
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
         kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 2, timesteps)
         self._register_process(space_timesteps(timesteps, kept))
         options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
-
         self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.cond_stage_model: nn.Module | None = instantiate_from_config(cond_stage_config)
         self.structcond_stage_model = instantiate_from_config(structcond_stage_config)
         self.text = TextConditioner(self.cond_stage_model)
         self.first_stage = FirstStage(self.first_stage_model, scale_factor, recompute=options.decoder_checkpoint)
+        structure_channels = cast(int, self.structcond_stage_model.in_channels)
+        self.structure = Structure.of(edge_condition, structure_channels, self.first_stage)
         self.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
         self.edge_term = EdgeTerm(weight, self.edge_loss, self.first_stage.decode, timesteps=timesteps)
         self.now_and_then = nn.ModuleDict({name: LastValue() for name in NOT_AT_EVERY_STEP})
         self._freeze(unfrozen_diff)
         self.model_ema = LitEma(self.model) if use_ema else None
-        if save_trainable_only and ckpt_path is None:
-            raise FieldError("save_trainable_only", "is true and ckpt_path null: nothing would have the frozen parts")
-        self._frozen = FrozenParts() if save_trainable_only else None
+        self._frozen = FrozenParts(ckpt_path) if save_trainable_only else None
         self._load(ckpt_path, ignore_keys)
         self.train()
         if self.use_edge_loss:
@@ -165,8 +160,12 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         if ckpt_path is None:
             log.warning("model.params.ckpt_path is null: the U-Net starts from random weights")
             return
+
         # The schedule is the config's; a checkpoint trained with another number of steps may start this one.
-        report = load_checkpoint(self, ckpt_path, ignore_keys, lambda state: state | vars(self.schedule), MAY_BE_NEW)
+        def select(state: StateDict) -> StateDict:
+            return self.structure.zero_start(state, ignore_keys) | vars(self.schedule)
+
+        report = load_checkpoint(self, ckpt_path, ignore_keys, select, MAY_BE_NEW)
         if self.model_ema is not None and any(MAY_BE_NEW["EMA"](key) for key in report.new):
             self.model_ema.reset(self.model)
 
@@ -253,14 +252,14 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
 
     def _step(self, pair: Pair, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        latents = self.encode(pair, rng)
+        latents = self.encode(pair, rng, drop_edges=self.training)
         t = torch.randint(len(self.original_timesteps), (len(pair),), generator=rng, device=self.device)
         t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
         return self.p_losses(
             x_start=latents.z_gt,
             cond=self.context(len(pair)),
-            struct_cond=self.structcond_stage_model(latents.z_lq, t_original),
+            struct_cond=self.structcond_stage_model(latents.z_struct, t_original),
             t=t,
             t_ori=t_original,
             noise=noise,
@@ -268,10 +267,12 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
             rng=rng,
         )
 
-    def encode(self, pair: Pair, rng: torch.Generator) -> Latents:
-        """Pixels to scaled latents, without gradient."""
+    @torch.no_grad()
+    def encode(self, pair: Pair, rng: torch.Generator, *, drop_edges: bool = False) -> Latents:
+        """Pixels to scaled latents, without gradient; `drop_edges` empties the edge maps of a share of the samples."""
         z_gt = self.first_stage.encode(pair.gt_pm1, rng)
-        return Latents(z_gt=z_gt, z_lq=self.first_stage.encode(pair.lq_pm1, rng))
+        z_lq = self.first_stage.encode(pair.lq_pm1, rng)
+        return Latents(z_gt, z_lq, self.structure.of_pair(z_lq, pair, rng, drop=drop_edges))
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents to pictures, nominally in [-1, 1], differentiable in z."""
@@ -317,53 +318,6 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         """Within this context the U-Net has its averaged parameters, where there are any."""
         return self.model_ema.applied_to(self.model) if self.model_ema is not None else nullcontext()
 
-    @torch.no_grad()
-    def predict_x0(self, latents: Latents, step: int, rng: torch.Generator) -> Tensor:
-        """The clean latents that the U-Net sees in `latents.z_gt`, noised to one step of the schedule."""
-        t = torch.full((len(latents.z_gt),), step, device=self.device)
-        noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
-        n = self.process.noised(latents.z_gt, t=t, noise=noise)
-        structure = self.structcond_stage_model(latents.z_lq, n.t_original)
-        output = self.model.diffusion_model(n.x_t, n.t_original, self.context(len(t)), structure)
-        return self.process.x0(output, n)
-
-    @torch.no_grad()
-    def edge_probe(self, pair: Pair) -> dict[str, float]:
-        """The edge loss's terms on a pair, averaged over four fixed timesteps with fixed noise, whatever its weight."""
-        rng = torch_rng(self.device, "edge probe")
-        latents = self.encode(pair, rng)
-        gt_pm1 = self.decode(latents.z_gt)
-        steps = [len(self.original_timesteps) * eighth // 8 for eighth in (1, 3, 5, 7)]
-        with self.ema_scope():
-            terms = [self.edge_loss(self.decode(self.predict_x0(latents, step, rng)), gt_pm1) for step in steps]
-        return {
-            "loss_edge": float(torch.stack([term.loss for term in terms]).mean()),
-            "edge_map_mse": float(torch.stack([term.edge_map_mse for term in terms]).mean()),
-        }
-
-    @torch.no_grad()
-    def log_images(self, pair: Pair, n: int = 4, steps: int = 20) -> dict[str, Tensor]:
-        """What the model makes of the first n of a pair: pictures (n, 3, H, W) in [-1, 1], by label.
-
-        `x0_pred` is the one-step prediction from a quarter of the process, `sample` a DDIM sample of `steps` steps.
-        With the edge loss on there are also its weight map over the true picture and, weighted by it, its error.
-        """
-        pair = pair[:n]
-        rng = torch_rng(self.device, "log images")
-        with self.ema_scope():
-            latents = self.encode(pair, rng)
-            x0_pred = self.decode(self.predict_x0(latents, len(self.original_timesteps) // 4, rng))
-            guidance, sampling = Guidance(self.context(len(pair))), Sampling(steps, "ddim")
-            z = self.sample(latents.z_lq, guidance, sampling, noise=self.noise(rng))
-        images = {"lq": pair.lq_pm1, "gt": pair.gt_pm1, "x0_pred": x0_pred, "sample": self.decode(z)}
-        decoded = self.decode(latents.z_gt)
-        for name, image in (("edge_gt", decoded), ("edge_pred", x0_pred)):
-            images[name] = self.edge_loss.generator.edges_01(image).expand_as(pair.gt_pm1) * 2 - 1
-        if self.use_edge_loss:
-            truth = decoded if self.edge_loss.options.target == "decoded" else pair.gt_pm1
-            images["edge_weight"], images["edge_error"] = self.edge_loss.pictures(x0_pred, truth)
-        return {name: image.clamp(-1, 1) for name, image in images.items()}
-
     def noise(self, rng: torch.Generator | None = None) -> Noise:
         """A source of standard-normal noise on the model's device."""
         return lambda shape: torch.randn(shape, generator=rng, device=self.device)
@@ -375,6 +329,7 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         guidance: Guidance,
         sampling: Sampling = DEFAULTS,
         *,
+        z_struct: Tensor | None = None,
         tiling: Tiling | None = None,
         x_T: Tensor | None = None,
         noise: Noise | None = None,
@@ -382,8 +337,9 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
     ) -> Tensor:
         """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
 
-        x_T: the latent to start with, by default z_lq noised to the step where sampling starts. noise: shape -> the
-        noise of each step. tiling: None means the whole canvas at once.
+        z_struct: the time-aware encoder's input (B, C, h, w), as `structure` makes it; None means z_lq, with an empty
+        edge map where the model sees edges. x_T: the latent to start with, by default z_lq noised to the step where
+        sampling starts. noise: shape -> the noise of each step. tiling: None means the whole canvas at once.
 
         Raises:
             UserError: a step count out of range, or tiles that overlap too much.
@@ -391,9 +347,10 @@ class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
         noise = noise or self.noise()
         betas = truncated(self.betas_of_process, sampling.start_t)
         denoise = guided_denoiser(self.model.diffusion_model, self.structcond_stage_model, guidance)
-        canvas: Denoiser = lambda x, t: denoise(x, t, z_lq)  # noqa: E731
+        structure = guidance.canvas(self.structure(z_lq) if z_struct is None else z_struct)
+        canvas: Denoiser = lambda x, t: denoise(x, t, structure)  # noqa: E731
         if tiling is not None:
-            canvas = tiled(denoise, z_lq, tiling)
+            canvas = tiled(denoise, structure, tiling)
         x_T = initial_latent(z_lq, betas, noise) if x_T is None else x_T
         return SAMPLERS[sampling.sampler](
             canvas, x_T, betas, sampling, parameterization=self.parameterization, noise=noise, progress=progress

@@ -5,15 +5,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest
 from ldm.models.diffusion.checkpoint import FROZEN, StateDict, load_checkpoint
 
 
 class FrozenParts:
-    """Leaves out of a model's state dicts what is frozen, and says in a digest what that was."""
+    """Leaves out of a model's state dicts what is frozen, and says in a digest what that was.
 
-    def __init__(self) -> None:
+    Raises:
+        FieldError: there is no file to start from that has the frozen parts.
+    """
+
+    def __init__(self, ckpt_path: str | None) -> None:
+        if ckpt_path is None:
+            raise FieldError("save_trainable_only", "is true and ckpt_path null: nothing would have the frozen parts")
         self._digest: Tensor | None = None  # of some gigabytes, which do not change
 
     def leave_out(self, model: nn.Module, state: StateDict) -> None:

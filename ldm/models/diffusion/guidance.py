@@ -1,7 +1,8 @@
-"""Classifier-free guidance: a U-Net that is told a text becomes a denoiser that goes towards it."""
+"""Classifier-free guidance: a U-Net that is told a text and edges becomes a denoiser that goes towards them."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from basicsr.utils.errors import FieldError
@@ -10,26 +11,59 @@ from ldm.models.diffusion.tiling import StructuredDenoiser
 
 @dataclass(frozen=True)
 class Guidance:
-    """The texts that steer a sample, as contexts (B, L, context_dim) or (1, L, context_dim) for all of a batch.
+    """What steers a sample: texts, as contexts (B, L, context_dim) or (1, L, context_dim) for all of a batch; edges.
 
-    The U-Net's output becomes uncond + scale (context - uncond) (Ho & Salimans 2022, equation 6): towards `context`
-    and, with a `scale` other than 1, away from `uncond`.
+    scale: towards `context` and, where it is not 1, away from `uncond`.
+    edge_scale: towards the edges in the structure and, where it is not 1, away from `z_without_edges`, the structure
+        encoder's input (B, C, h, w) of the same pictures with an empty edge map; 0 leaves the edges out.
 
     Raises:
-        FieldError: a scale other than 1 without `uncond`.
+        FieldError: a scale other than 1 without what to go away from.
     """
 
     context: Tensor
     uncond: Tensor | None = None
     scale: float = 1.0
+    z_without_edges: Tensor | None = None
+    edge_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.scale != 1 and self.uncond is None:
             raise FieldError("guidance_scale", f"is {self.scale}: it needs a negative prompt's context (uncond)")
+        if self.edge_scale != 1 and self.z_without_edges is None:
+            raise FieldError("edge_scale", f"is {self.edge_scale}: the model is told no edges, or none are given to it")
+
+    def canvas(self, z_struct: Tensor) -> Tensor:
+        """The structure (B, C, h, w) for `guided_denoiser`, so that tiles cut whatever it needs alike.
+
+        As it is, or followed by the one without edges, (B, 2 C, h, w).
+        """
+        if self.edge_scale == 1 or self.z_without_edges is None:
+            return z_struct
+        return torch.cat([z_struct, self.z_without_edges], dim=1)
+
+
+def guided(
+    output: Tensor,
+    *,
+    without_text: Tensor | None = None,
+    scale: float = 1.0,
+    without_edges: Tensor | None = None,
+    edge_scale: float = 1.0,
+) -> Tensor:
+    """The U-Net's outputs, all (B, 4, h, w), put together: each condition pulls away from the output without it.
+
+    output + (scale - 1) (output - without_text) + (edge_scale - 1) (output - without_edges): with one condition this is
+    classifier-free guidance (Ho & Salimans 2022, equation 6), with two their differences add up, as for independent
+    conditions (Liu et al. 2022, equation 11).
+    """
+    result = output if without_text is None else without_text + scale * (output - without_text)
+    return result if without_edges is None else result + (edge_scale - 1) * (output - without_edges)
 
 
 def guided_denoiser(unet: nn.Module, structure_encoder: nn.Module, guidance: Guidance) -> StructuredDenoiser:
-    """A denoiser of the U-Net, in the precision of its weights, steered by text and by the structure of the LQ latent.
+    """A denoiser of the U-Net, in the precision of its weights, steered by text and by the structure: see
+    `Guidance.canvas`.
 
     The structure is encoded once for both texts. Latents may come as several tiles of each of the B pictures, tile by
     tile.
@@ -37,17 +71,20 @@ def guided_denoiser(unet: nn.Module, structure_encoder: nn.Module, guidance: Gui
     dtype = next(unet.parameters()).dtype
     uncond = None if guidance.scale == 1 else guidance.uncond
 
-    def denoise(x: Tensor, t: Tensor, z_lq: Tensor) -> Tensor:
-        structure = structure_encoder(z_lq.to(dtype), t)
+    def denoise(x: Tensor, t: Tensor, z_struct: Tensor) -> Tensor:
+        both = z_struct.to(dtype).chunk(1 if guidance.edge_scale == 1 else 2, dim=1)
+        structures = [structure_encoder(z, t) for z in both]
 
-        def predict(text: Tensor) -> Tensor:
+        def predict(text: Tensor, structure: dict[str, Tensor]) -> Tensor:
             output: Tensor = unet(x.to(dtype), t, text.to(dtype).repeat(len(x) // len(text), 1, 1), structure)
             return output.to(x.dtype)
 
-        output = predict(guidance.context)
-        if uncond is None:
-            return output
-        away = predict(uncond)
-        return away + guidance.scale * (output - away)
+        return guided(
+            predict(guidance.context, structures[0]),
+            without_text=None if uncond is None else predict(uncond, structures[0]),
+            scale=guidance.scale,
+            without_edges=predict(guidance.context, structures[1]) if len(structures) == 2 else None,
+            edge_scale=guidance.edge_scale,
+        )
 
     return denoise

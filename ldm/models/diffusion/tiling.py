@@ -11,7 +11,7 @@ from basicsr.utils.errors import UserError
 
 # x_t (B, 4, h, w), original timesteps (B,) -> the network's output (B, 4, h, w)
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-# The same with the LQ latent (B, 4, h, w) that belongs to x_t
+# The same with the structure encoder's input z_struct (B, C, h, w) that belongs to x_t
 StructuredDenoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 T = TypeVar("T")
@@ -68,28 +68,28 @@ def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def tiled(denoise: StructuredDenoiser, z_lq: Tensor, tiling: Tiling) -> Denoiser:
-    """A denoiser for canvases of z_lq's size (B, 4, H, W), made of one for tiles.
+def tiled(denoise: StructuredDenoiser, z_struct: Tensor, tiling: Tiling) -> Denoiser:
+    """A denoiser for canvases of z_struct's size (B, C, H, W), made of one for tiles.
 
     At every step each tile is predicted on its own and the predictions are averaged with Gaussian weights. The layout
-    and the tiles of z_lq are the same at every step and made once. `tiling.batch` tiles of every picture go through the
-    network at once, tile by tile: (batch * B, 4, h, w).
+    and the tiles of z_struct are the same at every step and made once. `tiling.batch` tiles of every picture go through
+    the network at once, tile by tile: (batch * B, 4, h, w).
 
     Raises:
         UserError: the overlap is not at least 0 and below the tiles' size.
     """
-    height, width = z_lq.shape[-2:]
+    height, width = z_struct.shape[-2:]
     windows = tile_windows((height, width), tiling.size, tiling.overlap)
     # Never in half precision: a corner's weight is 1e-11.
-    weights = gaussian_weights(min(tiling.size, height), min(tiling.size, width)).to(z_lq.device, torch.float32)
-    total = torch.zeros(height, width, device=z_lq.device)
+    weights = gaussian_weights(min(tiling.size, height), min(tiling.size, width)).to(z_struct.device, torch.float32)
+    total = torch.zeros(height, width, device=z_struct.device)
     for rows, columns in windows:
         total[rows, columns] += weights
 
     def cut(canvas: Tensor, group: Sequence[tuple[slice, slice]]) -> Tensor:
         return torch.cat([canvas[..., rows, columns] for rows, columns in group])
 
-    layout = [(group, cut(z_lq, group)) for group in chunks(windows, tiling.batch)]
+    layout = [(group, cut(z_struct, group)) for group in chunks(windows, tiling.batch)]
 
     def denoise_canvas(x: Tensor, t: Tensor) -> Tensor:
         canvas = torch.zeros_like(x, dtype=torch.float32)

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
-from basicsr.utils.errors import FieldError
-from ldm.modules.diffusionmodules.util import group_norm, regroup, zero_init
+from ldm.modules.diffusionmodules.util import Upsample, group_norm, regroup, zero_init
 
 NORM_EPS = 1e-6
 
@@ -30,13 +29,8 @@ class DDConfig:
     attn_resolutions: Sequence[int] = ()
     in_channels: int = 3
     out_ch: int = 3
-    double_z: bool = True
     dropout: float = 0.0
     norm_groups: int = 32
-
-    def __post_init__(self) -> None:
-        if not self.double_z:
-            raise FieldError("double_z", "is false, which is not supported: the encoder gives mean and log variance")
 
     @property
     def downsampling(self) -> int:
@@ -99,7 +93,7 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)
 
 
-class Downsample(nn.Module):
+class PaddedDownsample(nn.Module):
     """Halve height and width; padded by one on the right and the bottom only, as the weights expect."""
 
     def __init__(self, channels: int) -> None:
@@ -108,17 +102,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Double height and width: nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Middle(nn.Module):
@@ -163,7 +146,7 @@ class Encoder(nn.Module):
             level = config.level(i, width, config.num_res_blocks)
             width = config.ch * mult
             if i < len(config.ch_mult) - 1:
-                level.downsample = Downsample(width)
+                level.downsample = PaddedDownsample(width)
             self.down.append(level)
         self.mid = Middle(width, config.dropout)
         self.norm_out = group_norm(width, NORM_EPS)

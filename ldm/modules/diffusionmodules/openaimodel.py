@@ -20,9 +20,8 @@ from ldm.modules.diffusionmodules.blocks import (
     ResBlock,
     ResBlockDual,
     StageSequential,
-    Upsample,
 )
-from ldm.modules.diffusionmodules.util import group_norm, regroup, timestep_embedding, zero_init
+from ldm.modules.diffusionmodules.util import Upsample, group_norm, regroup, timestep_embedding, zero_init
 from ldm.published import takes_published_keys
 
 
@@ -55,8 +54,8 @@ class UNetModelDualcondV2(nn.Module):
     """Stable Diffusion's U-Net, each residual block of which is modulated by structure features through SPADE.
 
     forward(x (B, in, h, w), timesteps (B,), context (B, L, context_dim), struct_cond {str(width): (B, semb, ., width)})
-    -> (B, out, h, w). `use_checkpoint` recomputes every stage in the backward pass. Raises UserError where h or w is no
-    multiple of 2^(levels - 1).
+    -> (B, out, h, w). `use_checkpoint` recomputes every stage in the backward pass. Raises UserError where h or w is
+    not a multiple of 2^(levels - 1).
     """
 
     @takes_published_keys
@@ -163,6 +162,7 @@ class EncoderUNetModelWT(nn.Module):
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.model_channels = model_channels
         self.use_checkpoint = use_checkpoint
         self.time_embed = time_embedding(model_channels)

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from basicsr.utils.errors import UserError
 
@@ -38,6 +39,17 @@ def regroup(network: nn.Module, groups: int) -> None:
             if groups < 1 or module.num_channels % groups:
                 raise UserError(f"norm_groups: {groups} does not divide {module.num_channels} channels; use 32 or 8")
             module.num_groups = groups
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def zero_init(module: nn.Module) -> nn.Module:

@@ -66,7 +66,7 @@ def weight_gradient(loss: Tensor, output: Tensor, layer_input: Tensor, layer: nn
     scale = float(output.numel())
     (at_output,) = torch.autograd.grad(loss * scale, output, retain_graph=True)
     with torch.autocast(output.device.type, enabled=False):
-        gradient: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+        gradient: Tensor = conv2d_weight(
             layer_input.detach().float(), layer.weight.shape, at_output.float() / scale, padding=layer.padding
         )
     return gradient

@@ -146,7 +146,7 @@ class LPIPSWithDiscriminator(nn.Module):
 def load_perceptual(weights: str | None) -> Perceptual | None:
     """LPIPS on VGG16; None, with a word of it, where no file was named and none is found.
 
-    It is no part of the loss's state: published code keeps its own there, under names of its own.
+    It is not part of the loss's state: published code keeps its own there, under names of its own.
 
     Raises:
         FieldError: of `lpips_weights`: the file is missing or holds something else.

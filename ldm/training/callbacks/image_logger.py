@@ -21,6 +21,7 @@ LABELS = {
     "sample": "sample",
     "edge_gt": "edges of GT",
     "edge_pred": "edges of x0",
+    "edge_condition": "edges (input)",
     "edge_weight": "weight over GT",
     "edge_error": "weighted error",
 }

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 class StepProgress(ProgressBar):
-    """One bar over all steps; where the output is no terminal, a line now and then, ever more rarely."""
+    """One bar over all steps; where the output is not a terminal, a line now and then, ever more rarely."""
 
     def __init__(self) -> None:
         super().__init__()

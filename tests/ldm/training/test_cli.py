@@ -10,7 +10,8 @@ import pytest
 import pytorch_lightning as pl
 
 import main
-from ldm.training.cli import is_first_process, parse_arguments
+from ldm.console import is_first_process
+from ldm.training.cli import parse_arguments
 from ldm.training.trainer_flags import TRAINER_FLAGS
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_run import write_tiny_run
 
-from ldm.training.cli import REQUEUE
+from ldm.training.options import REQUEUE
 from main import main
 
 ROOT = Path(__file__).parents[3]

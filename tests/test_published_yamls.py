@@ -64,7 +64,7 @@ def data_module(config: Config, block: str) -> Any:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pictures, and two samples of the second stage's data."""
     folder = tmp_path_factory.mktemp("pictures")
-    photo = Image.fromarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
+    photo = Image.fromarray(skimage.data.astronaut())
     for number in range(2):
         crop = photo.crop((180, 20 + 40 * number, 180 + SIDE, 20 + 40 * number + SIDE))
         for part in ("", "inputs", "gts", "samples", "latents"):
