@@ -171,7 +171,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     write_whole(path, text.getvalue())
 
 
@@ -211,6 +211,17 @@ def _as_run(content: Any) -> RunResult:
     if weight is not None:
         EdgeWeight.parse(weight)
     return RunResult(str(content["name"]), str(content["label"]), weight, checkpoints)
+
+
+def _cell(value: Any) -> Any:
+    """A value as spreadsheets should take it: a text that they would run as a formula is marked as a text.
+
+    Control characters, which file names may hold, become U+FFFD.
+    """
+    if not isinstance(value, str):
+        return "" if _is_nan(value) else value
+    text = "".join(sign if sign.isprintable() else "\ufffd" for sign in value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _is_nan(value: Any) -> bool:
