@@ -10,7 +10,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 MOVED = moved
 endif
 
-.PHONY: help setup demo app test coverage lock clean moved
+.PHONY: help setup demo app test faults coverage lock clean moved
 
 help: ## list the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ lock: $(STAMP) ## write requirements.txt from pyproject.toml; UPGRADE=--upgrade 
 	@$(VENV_PYTHON) -m uv pip compile pyproject.toml --extra dev --output-file requirements.txt --quiet $(UPGRADE) \
 	  --python-version 3.11 --python-platform linux --annotation-style line --custom-compile-command 'make lock'
 	@sed -E '/^(nvidia|cuda|triton)/d' requirements.txt > requirements.tmp && mv requirements.tmp requirements.txt
+
+faults: $(STAMP) ## stop trainings at many random moments, and see that nothing is lost; OPTIONS=--kills 5
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive PYTHONPATH=tests:. $(VENV_PYTHON) -m faults $(OPTIONS)
 
 clean: ## remove .venv and caches; logs/ and data/ stay
 	@rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .coverage dist

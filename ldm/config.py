@@ -122,6 +122,7 @@ def check_config(config: Config, *, trainer: Build, modelcheckpoint: Build, trus
 
 def _key_problems(config: Config) -> Iterator[UserError]:
     """What is wrong with the blocks themselves."""
+    absent = []
     for key in config.values:
         if key not in TOP_LEVEL:
             yield UserError(f"{config.place((key,))}: unknown top-level key {key!r}{did_you_mean(key, TOP_LEVEL)}")
@@ -130,7 +131,11 @@ def _key_problems(config: Config) -> Iterator[UserError]:
         if node is not None and not isinstance(node, Mapping):
             yield config.error(path, f"must be a mapping, not {node!r}")
         elif path in (("model",), ("data",)) and "target" not in (node or {}):
-            yield UserError(f"the config has no `{path[0]}:` with a `target:`: give a complete config to --base first")
+            absent.append(f"`{path[0]}:`")
+    if absent:
+        yield UserError(
+            f"the config has no {' and no '.join(absent)} with a `target:`: give a complete config to --base first"
+        )
     for key in _mapping(config, ("lightning",)):
         if key not in LIGHTNING:
             yield config.error(("lightning", key), f"unknown key{did_you_mean(key, LIGHTNING)}")
@@ -244,9 +249,15 @@ def _read_yaml(file: Path) -> DictConfig:
         raise UserError(f"config {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"config {file} is not valid YAML: {first_line(error)}") from error
-    if not isinstance(loaded, DictConfig):
+    if not isinstance(loaded, DictConfig) or _is_text(file):
         raise UserError(f"config {file} holds no mapping of keys such as `model:` and `data:`")
     return loaded
+
+
+def _is_text(file: Path) -> bool:
+    """Whether a YAML file holds no more than a text, which OmegaConf reads as a key."""
+    node: Any = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return isinstance(node, yaml.ScalarNode) and bool(node.value) and node.tag.endswith(":str")
 
 
 def _parse_override(word: str) -> DictConfig:
@@ -265,12 +276,13 @@ def _block_problems(config: Config, path: KeyPath, build: Build, name: str) -> I
     block = dict(_mapping(config, path))
     for key in PROGRAM_SETS if name == "Trainer" else ():
         block.pop(key, None)
-    while wrong := check_arguments(build, block, name=name, handed_over=()):
+    told: list[str] = []  # a key that is taken out because of its value is not missing
+    while wrong := check_arguments(build, block, name=name, handed_over=told):
         yield config.error((*path, *filter(None, wrong[0].split("."))), wrong[1])
         rest = without(block, wrong[0].split("."))
         if rest == block:
             return
-        block = rest
+        block, told = rest, [*told, wrong[0]]
 
 
 def _target_problems(config: Config, path: KeyPath, node: Mapping[str, Any], *, trust: bool) -> Iterator[UserError]:

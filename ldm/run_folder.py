@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import UserError, first_line
 from basicsr.utils.files import OutputError, write_whole
 
 log = logging.getLogger(__name__)
@@ -158,8 +158,10 @@ class RunFolder:
         try:
             saved: Any = yaml.safe_load(file.read_text())
             return RunSettings(**{field.name: saved[field.name] for field in fields(RunSettings)})
-        except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-            raise UserError(f"{file} cannot be read: without it this run cannot be resumed ({error})") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{file} cannot be read: without it this run cannot be resumed ({first_line(error)})"
+            ) from error
 
     def configs(self) -> list[Path]:
         """The saved configs, oldest first."""

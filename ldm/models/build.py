@@ -5,6 +5,8 @@ from typing import Any
 
 from basicsr.utils.errors import FieldError, fields_named
 from ldm.config import Config
+from ldm.models.diffusion.checkpoint import FROZEN
+from ldm.models.diffusion.frozen_parts import build_with
 from ldm.models.formats.reading import Source, as_given, read_state_dict
 from ldm.util import instantiate_from_config
 
@@ -18,6 +20,7 @@ def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: fl
         config: a merged config.
         ckpt: a checkpoint of this very model, or several that make one up, in place of the one to start training from.
             Nothing in it is ignored, and the autoencoder's own file is read only where it leaves the autoencoder out.
+            One that leaves out all that is frozen needs the files that the training began with.
         learning_rate: the model's, None for its default.
 
     Raises:
@@ -26,8 +29,11 @@ def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: fl
     block: Mapping[str, Any] = config.get("model", {})
     params = dict(block.get("params") or {})
     if ckpt is not None:
+        held = read_state_dict(ckpt, values=False)
+        if FROZEN in held:
+            return build_with(lambda: build_model(config, learning_rate=learning_rate), params.get("ckpt_path"), ckpt)
         params |= {"ckpt_path": as_given(ckpt), "ignore_keys": [FIRST_STAGE]}
-        if any(key.startswith(FIRST_STAGE) for key in read_state_dict(ckpt, values=False)):
+        if any(key.startswith(FIRST_STAGE) for key in held):
             first_stage = params["first_stage_config"]
             own = {**(first_stage.get("params") or {}), "ckpt_path": None}
             params |= {"first_stage_config": {**first_stage, "params": own}, "ignore_keys": []}

@@ -16,6 +16,7 @@ import yaml
 from basicsr.utils.errors import UserError, did_you_mean
 from ldm.console import INTERRUPTED, OneLineParser, configure_logging, is_first_process, tell
 from ldm.training.options import LOGGERS, REQUEUE, Options
+from ldm.training.stop_signals import StopSignals
 from ldm.training.trainer_flags import TRAINER_FLAGS
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
@@ -41,13 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     level = logging.INFO if is_first_process() else logging.ERROR
     configure_logging("main", "ldm", "basicsr", level=level, stream="stdout")
-    return friendly_errors(lambda: _train(parse_arguments(argv)))
+    with StopSignals() as signals:
+        return friendly_errors(lambda: _train(parse_arguments(argv), signals))
 
 
-def _train(options: Options) -> int:
-    from ldm.training.train import train
+def _train(options: Options, signals: StopSignals) -> int:
+    try:
+        from ldm.training.train import train
 
-    return train(options)
+        return train(options, signals)
+    except BaseException:  # libraries turn a StopRequested in their midst into errors of their own
+        if not signals.raised:
+            raise
+    signals.ignore()
+    return tell(
+        "stopped outside of training's steps: nothing was to save; the same command starts it again",
+        status=signals.exit_status(),
+    )
 
 
 def friendly_errors(run: Callable[[], int]) -> int:

@@ -26,7 +26,8 @@ WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 class MetricsFile(Logger):
     """One CSV file for a whole run, resumed or not: a row per call, a column per metric, `step` first.
 
-    When a metric turns up for the first time, the file is rewritten with the wider header.
+    A row that is given twice in succession is written once. When a metric turns up for the first time, the file is
+    rewritten with the wider header.
 
     Args:
         path: the file.
@@ -38,6 +39,7 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self.resumed_at = resumed_at or 0
+        self._newest: dict[str, Any] = {}  # row
         self._columns: list[str] | None = None  # None: the file has not been looked at yet
 
     @property
@@ -61,6 +63,9 @@ class MetricsFile(Logger):
             OutputError: the file cannot be written.
         """
         row: dict[str, Any] = {"step": step, **metrics}
+        if row == self._newest:
+            return
+        self._newest = row
         rows: list[dict[str, Any]] = []
         rewrite = False
         if self._columns is None:

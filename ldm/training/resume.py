@@ -33,6 +33,8 @@ def check_changes(saved: Config, config: Config) -> None:
     """
     lines = []
     for path, why in REFUSED.items():
+        if path[-1] == "ckpt_path" and config.get("model.params.save_trainable_only"):
+            continue  # the files are used, and their content is compared
         was, now = saved.get(".".join(path)), config.get(".".join(path))
         if was != now:
             problem = f"cannot change from {was!r} to {now!r} when resuming: {why}; leave it, or start a new run with"

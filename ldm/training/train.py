@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import signal
 import sys
 import time
 import warnings
@@ -18,7 +17,7 @@ from pytorch_lightning.callbacks import Callback, LambdaCallback, ModelCheckpoin
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError, first_line
 from ldm.config import Config, check_config, check_paths, load_config
-from ldm.console import INTERRUPTED, tell
+from ldm.console import tell
 from ldm.run_folder import RunFolder, RunSettings, checkpoint_step, new_wandb_id
 from ldm.training.build import Run, build_data, build_trainer, build_training_model, trainer_arguments, yaml_callbacks
 from ldm.training.callbacks.checkpoints import Interrupted, KeepLast
@@ -26,14 +25,15 @@ from ldm.training.callbacks.edge_probe import EdgeProbe
 from ldm.training.callbacks.progress import last_losses
 from ldm.training.check import check
 from ldm.training.loggers import finish_loggers, make_loggers, read_metrics, wandb_folder
-from ldm.training.options import REQUEUE, Options
+from ldm.training.options import Options
 from ldm.training.plots import save_loss_curves
 from ldm.training.resume import check_changes
+from ldm.training.stop_signals import StopSignals
 
 log = logging.getLogger(__name__)
 
 
-def train(options: Options) -> int:
+def train(options: Options, signals: StopSignals) -> int:
     """Run a parsed command line: check, build, fit; returns the exit status.
 
     Raises:
@@ -54,7 +54,7 @@ def train(options: Options) -> int:
         check_config(run.config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint, trust=options.trust_config)
         check_paths(run.config)
         pl.seed_everything(run.settings.seed, verbose=False)
-        return fit_and_test(run, options)
+        return fit_and_test(run, options, signals)
     except MisconfigurationException as error:
         raise UserError(first_line(error)) from error
 
@@ -90,7 +90,7 @@ def begin(options: Options) -> Run:
     return Run(RunFolder.new(logdir, name), settings, config)
 
 
-def fit_and_test(run: Run, options: Options) -> int:
+def fit_and_test(run: Run, options: Options, signals: StopSignals) -> int:
     """Build all parts, each from those before it, train, and summarise."""
     save = rank_zero_only(lambda *_: run.folder.save(run.config.to_yaml(), run.settings))
     loggers = make_loggers(
@@ -101,7 +101,7 @@ def fit_and_test(run: Run, options: Options) -> int:
         resumed_at=run.step if run.checkpoint else None,
         config=run.config.values,
     )
-    keep_last = KeepLast(run.folder.last_checkpoint)
+    keep_last = KeepLast(run.folder.last_checkpoint, signals)
     # A former run's config stays the newest one until this one is seen to fit its checkpoint.
     callbacks: list[Callback] = [LambdaCallback(on_train_start=save)] if run.checkpoint else []
     trainer = build_trainer(run, [*callbacks, *yaml_callbacks(run.config), keep_last], loggers)
@@ -115,14 +115,16 @@ def fit_and_test(run: Run, options: Options) -> int:
     try:
         if options.train:
             trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
+        if signals.asked is not None:
+            raise Interrupted  # by a signal that came after the last step
         if not options.no_test:
             test(run, model, None if options.train else run.checkpoint)
     except Interrupted:
-        return stopped(trainer, run, keep_last, f"stopped after step {trainer.global_step} with everything saved")
+        return stopped(trainer, run, signals, f"stopped after step {trainer.global_step} with everything saved")
     except SystemExit:  # Lightning's answer to KeyboardInterrupt
-        if keep_last.asked is None:
+        if signals.asked is None:
             raise
-        return stopped(trainer, run, keep_last, "stopped at once: the newest steps are lost")
+        return stopped(trainer, run, signals, "stopped at once: the newest steps are lost")
     except (RuntimeError, ValueError) as error:
         if told := explained(error, run.checkpoint):
             raise told from error
@@ -135,7 +137,19 @@ def fit_and_test(run: Run, options: Options) -> int:
 
 def explained(error: Exception, checkpoint: Path | None) -> UserError | None:
     """The user's error that Lightning means by a bare one; None where it is something else."""
-    text = str(error)
+    text = f"{error} {error.__cause__}"  # of which the latter knows the signal that a worker died of
+    if "shared memory" in text or "Bus error" in text:
+        return UserError(
+            "the loader's workers are out of shared memory: see how full /dev/shm is (docker run --shm-size=8g makes "
+            "it larger), or lower data.params.num_workers; then --resume the run"
+        )
+    if "DataLoader worker" in text:
+        return UserError(
+            f"a worker of the loader died ({first_line(error):.160}): most often memory ran out; lower "
+            "data.params.num_workers or data.params.batch_size, then --resume the run"
+        )
+    if any(known in text for known in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")):
+        return UserError("another process of this training has ended: its own message says why; then --resume the run")
     if "loading state_dict" in text or "parameter group" in text:
         return UserError(
             f"{checkpoint} does not fit the config's model: {first_line(error, 1):.200}; to start anew "
@@ -165,17 +179,14 @@ def test(run: Run, model: pl.LightningModule, checkpoint: Path | None) -> None:
     log.info("test_data: %s", ", ".join(f"{key} {value:.4g}" for key, value in losses.items()))
 
 
-def stopped(trainer: pl.Trainer, run: Run, keep_last: KeepLast, how: str) -> int:
+def stopped(trainer: pl.Trainer, run: Run, signals: StopSignals, how: str) -> int:
     """What is said and returned after a signal."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # an impatient second one must not spoil the rest
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()  # an impatient second one must not spoil the rest
     save_curves(run.folder)
-    if not trainer.is_global_zero:
-        return 0  # Lightning takes another status of a further process for a crash, and kills the first one
     command = f"python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(run.folder.path))}"
     saved = run.folder.last_checkpoint.exists()
     resume = f"go on with: {command}" if saved else "there is no checkpoint yet to go on from"
-    return tell(how, resume, status=INTERRUPTED if keep_last.asked in (None, signal.SIGINT) else REQUEUE)
+    return tell(how, resume, status=signals.exit_status())
 
 
 @rank_zero_only

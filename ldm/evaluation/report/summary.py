@@ -194,7 +194,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     write_whole(path, text.getvalue())
 
 
@@ -237,6 +237,17 @@ def _as_run(content: Any) -> RunResult:
     if bool(condition) != bool(group) or condition not in ("", *CONDITIONS):
         raise ValueError("a condition that there is not, or one of no run")
     return RunResult(str(content["name"]), str(content["label"]), weight, checkpoints, condition, group)
+
+
+def _cell(value: Any) -> Any:
+    """A value as spreadsheets should take it: a text that they would run as a formula is marked as a text.
+
+    Control characters, which file names may hold, become U+FFFD.
+    """
+    if not isinstance(value, str):
+        return "" if _is_nan(value) else value
+    text = "".join(sign if sign.isprintable() else "\ufffd" for sign in value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _is_nan(value: Any) -> bool:

@@ -14,6 +14,9 @@ from ldm.models.formats.reading import Source, named, read_state_dict
 
 log = logging.getLogger(__name__)
 
+# Where a state dict has the digest of the frozen parts that it leaves out: see `frozen_parts`.
+FROZEN = "frozen_parts"
+
 
 def take_prefix(state: StateDict, prefix: str) -> StateDict:
     """The part of a state dict under `prefix`, with the prefix taken off; all of it where no key has the prefix."""
@@ -124,6 +127,11 @@ def _check_missing(path: str, own: StateDict, missing: list[str], state: StateDi
     """Raise UserError for tensors that the file lacks. Leaving them random is never advised: results depend on them."""
     if not missing:
         return
+    if FROZEN in state:
+        raise UserError(
+            f"{path} leaves out the frozen parts (save_trainable_only): go on with its run by --resume, or start from "
+            "a complete checkpoint"
+        )
     if not any(key in own for key in state):
         raise UserError(
             f"{path} is a checkpoint of another model: none of its {len(state)} tensors ({next(iter(state), '')}, …) "

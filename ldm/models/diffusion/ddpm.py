@@ -15,12 +15,13 @@ from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import fields_named
 from basicsr.utils.rng import torch_rng
-from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
+from ldm.models.diffusion.checkpoint import FROZEN, StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
 from ldm.models.diffusion.edge_condition import Structure
 from ldm.models.diffusion.edge_term import NOT_AT_EVERY_STEP, EdgeTerm
 from ldm.models.diffusion.first_stage import FirstStage
 from ldm.models.diffusion.fork_api import DiffusionWrapper
+from ldm.models.diffusion.frozen_parts import FrozenParts, put_back
 from ldm.models.diffusion.guidance import Guidance, guided_denoiser
 from ldm.models.diffusion.last_value import LastValue
 from ldm.models.diffusion.looking import Latents, Looking
@@ -65,6 +66,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         parameterization: what the U-Net predicts: eps, v or x0.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
             unless `keep_text_encoder`. Its weights wait in host memory and are in every saved checkpoint.
+        save_trainable_only: leave what is frozen out of checkpoints, which then need `ckpt_path`'s file beside them.
         use_ema: keep an exponential moving average of the U-Net, used for validation and sampling.
         learning_rate: AdamW's.
 
@@ -100,6 +102,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         prompt: str = "",
         keep_text_encoder: bool = False,
         use_ema: bool = False,
+        save_trainable_only: bool = False,
         learning_rate: float = 5e-5,
     ) -> None:
         super().__init__()
@@ -114,12 +117,10 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self.prompt = prompt
         self.keep_text_encoder = keep_text_encoder
         self._released_text_tower: StateDict = {}
-
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
         kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 2, timesteps)
         self._register_process(space_timesteps(timesteps, kept))
         options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
-
         self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.cond_stage_model: nn.Module | None = instantiate_from_config(cond_stage_config)
@@ -133,12 +134,11 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self.now_and_then = nn.ModuleDict({name: LastValue() for name in NOT_AT_EVERY_STEP})
         self._freeze(unfrozen_diff)
         self.model_ema = LitEma(self.model) if use_ema else None
+        self._frozen = FrozenParts(ckpt_path) if save_trainable_only else None
         self._load(ckpt_path, ignore_keys)
         self.train()
         if self.use_edge_loss:
             log.info("Edge loss enabled with weight: %s", weight)
-
-    # Construction
 
     def _register_process(self, kept: list[int]) -> None:
         """Make the constants of the process that visits the steps `kept` buffers."""
@@ -201,8 +201,6 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             module.train(mode)
         return self
 
-    # Training
-
     def on_fit_start(self) -> None:
         """Encode the one prompt of training, then let the text tower go."""
         self.contexts([self.prompt])
@@ -212,13 +210,18 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             self.cond_stage_model = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A saved checkpoint is complete: the text tower's weights are in it though the tower was let go."""
+        """A saved checkpoint has the text tower's weights though the tower was let go; see also `FrozenParts`."""
         checkpoint["state_dict"].update(self._released_text_tower)
+        if self._frozen is not None:
+            self._frozen.leave_out(self, checkpoint["state_dict"])
         if self.edge_term.balance is not None:
             checkpoint["edge_balance"] = self.edge_term.balance.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the edge loss's weight where gradients decide it."""
+        """Complete the weights, and go on with the edge loss's weight where gradients decide it."""
+        if self._frozen is not None and FROZEN not in checkpoint["state_dict"]:
+            self._frozen.check_whole(self, checkpoint["state_dict"], "the checkpoint")
+        checkpoint["state_dict"] = put_back(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
         if self.edge_term.balance is not None and "edge_balance" in checkpoint:
             self.edge_term.balance.load_state_dict(checkpoint["edge_balance"])
 
@@ -313,8 +316,6 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             report = self.edge_term(report, process, n, output, gt_pm1=gt_pm1, step=self.global_step, rng=rng)
         split = "train" if self.training else "val"
         return report.total, {f"{split}/{name}": value for name, value in report.parts.items()}
-
-    # Looking
 
     def ema_scope(self) -> AbstractContextManager[None]:
         """Within this context the U-Net has its averaged parameters, where there are any."""

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -89,7 +90,9 @@ def _read(path: Path) -> object:
         raise ValueError("it is a web page: download the file itself")
     # The format before PyTorch 1.6: it cannot be memory-mapped or inspected, so only plain tensors are accepted.
     try:
-        return _load(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return _load(path)
     except Exception as error:
         raise ValueError("neither safetensors, nor a PyTorch archive, nor a plain pickle of tensors") from error
 

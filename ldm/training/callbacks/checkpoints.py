@@ -4,17 +4,13 @@ There are two such moments: the end of a step after which no validation follows,
 step and its validation there is none, for Lightning takes the validation of a step that it resumes from for done.
 """
 
-import logging
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
-log = logging.getLogger(__name__)
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from ldm.training.stop_signals import StopSignals
 
 
 class Interrupted(Exception):  # noqa: N818  (no error: somebody asked for it)
@@ -69,10 +65,9 @@ class StepCheckpoint(ModelCheckpoint):
 class KeepLast(Checkpoint):
     """Writes `last.ckpt` when training ends, and when a signal asks it to stop after the step.
 
-    SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (as SLURM sends before the time is up) ask; a second one stops at once. Several
-    processes agree on the step after which they stop. While training lasts these handlers stand in for Lightning's:
-    its own for SIGTERM stops between any two batches without saving, and on several processes waits within the handler
-    for the others, which hangs; its own for SIGUSR1 saves in the midst of a step. Lightning puts back those of before.
+    Several processes agree on the step after which they stop. Lightning's own handlers are kept out: the one for
+    SIGTERM stops between any two batches without saving, and on several processes waits within the handler for the
+    others, which hangs; the one for SIGUSR1 saves in the midst of a step.
 
     Stands after `StepCheckpoint`, whose state it saves.
 
@@ -80,16 +75,22 @@ class KeepLast(Checkpoint):
         Interrupted: after the checkpoint is written.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, signals: StopSignals) -> None:
         self.file = file
-        self.asked: int | None = None  # the signal
+        self.signals = signals
         self._stopping = False
         self._waits = False
         self._saved_step = -1
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning registers its handlers after this hook; there is no public way to say no.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
+        self.signals.deferred = True
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.signals.deferred = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,6 +122,15 @@ class KeepLast(Checkpoint):
         if trainer.global_step != trainer.max_steps:
             self._leave()
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # The step's numbers are written before the state that is past them, or a kill in between would cost them; what
+        # Lightning writes after this hook is the same row once more.
+        batch = trainer.fit_loop.epoch_loop.batch_progress.current
+        if trainer.training and batch.processed > batch.completed:
+            trainer._logger_connector.update_train_step_metrics()
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._saved_step != trainer.global_step:
             self._save(trainer)
@@ -135,11 +145,5 @@ class KeepLast(Checkpoint):
             raise Interrupted
 
     def _is_asked(self, trainer: pl.Trainer) -> bool:
-        asked = self.asked is not None
+        asked = self.signals.asked is not None
         return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.asked is not None:
-            raise KeyboardInterrupt
-        self.asked = number
-        log.info("stopping after this step (once more to stop at once, without saving)")

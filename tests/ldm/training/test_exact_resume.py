@@ -15,6 +15,7 @@ from ldm.training.callbacks.checkpoint_io import AtomicCheckpointIO
 from ldm.training.callbacks.checkpoints import Interrupted, KeepLast, StepCheckpoint
 from ldm.training.callbacks.skip_not_finite import SkipNotFinite
 from ldm.training.loggers import MetricsFile
+from ldm.training.stop_signals import StopSignals
 
 STEPS = 11  # of epochs of four batches
 
@@ -85,7 +86,8 @@ def fit(folder: Path, stop: StopAt | None = None, **options: Any) -> bool:
     saving = StepCheckpoint(
         dirpath=str(last.parent), every_n_train_steps=3, save_last=True, enable_version_counter=False
     )
-    callbacks = [SkipNotFinite(), saving, KeepLast(last)]
+    signals = StopSignals()
+    callbacks = [SkipNotFinite(), saving, KeepLast(last, signals)]
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=STEPS,
@@ -100,7 +102,8 @@ def fit(folder: Path, stop: StopAt | None = None, **options: Any) -> bool:
         **options,
     )
     try:
-        trainer.fit(Model(), loader(4), loader(2), ckpt_path=checkpoint, weights_only=True)
+        with signals:
+            trainer.fit(Model(), loader(4), loader(2), ckpt_path=checkpoint, weights_only=True)
     except (Interrupted, Killed):
         return torch.load(last, weights_only=True)["global_step"] == STEPS if last.exists() else False
     return True
