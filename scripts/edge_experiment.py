@@ -122,10 +122,8 @@ def evaluate(config: Config, sampling_steps: int) -> dict[str, float]:
     for seed in (1, 2):
         pair, rng = pair_of(config, seed), torch_rng("cpu", "edge experiment", seed)
         latents, noise = model.encode(pair, rng), model.noise(rng)
-        guidance = Guidance(model.context(len(pair)))
-        z = model.sample(
-            latents.z_lq, guidance, Sampling(sampling_steps, "ddim"), z_struct=latents.z_struct, noise=noise
-        )
+        guidance = Guidance(model.context(len(pair)), z_struct=latents.z_struct)
+        z = model.sample(latents.z_lq, guidance, Sampling(sampling_steps, "ddim"), noise=noise)
         sample_pm1 = model.decode(z).clamp(-1, 1)
         for pred, true, mine, gt in zip(
             edges_of(sample_pm1), edges_of(pair.gt_pm1), sample_pm1, pair.gt_pm1, strict=True

@@ -189,12 +189,12 @@ class Maker:
         posterior = model.first_stage_model.encode(lq_pm1)
         std = torch.exp(0.5 * posterior.logvar)
         z_lq = model.scale_factor * (posterior.mean + std * noise(posterior.mean.shape))
-        guidance = Guidance(model.contexts([model.prompt]).to(device))
         with model.ema_scope():
             # A model that sees edges is told those of the LQ picture, as when it upscales.
             edges = None if model.edge_condition is None else model.edge_condition.map_of(lq_pm1)
             z_struct = model.structure(z_lq, edges, encode=lambda maps: self._encoded(maps, jobs))
-            z = model.sample(z_lq, guidance, self.sampling, z_struct=z_struct, noise=noise)
+            guidance = Guidance(model.contexts([model.prompt]).to(device), z_struct=z_struct)
+            z = model.sample(z_lq, guidance, self.sampling, noise=noise)
         return z.float().cpu(), from_pm1(model.decode(z)).float().cpu()
 
     def _encoded(self, maps_pm1: Tensor, jobs: Sequence[Job]) -> Tensor:

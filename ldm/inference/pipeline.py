@@ -283,14 +283,22 @@ class Upscaler:
         tiling = Tiling(self.tile, self.overlap, together) if self.tile else None
         noise = noise_of_pictures(rngs, device)
         without_edges = None if latents.z_without_edges is None else latents.z_without_edges.to(device)
+        guidance = Guidance(
+            context,
+            uncond,
+            chosen.guidance_scale,
+            z_struct=latents.z_struct.to(device),
+            z_without_edges=without_edges,
+            edge_scale=chosen.edge_scale,
+            correct=correct,
+        )
         with model.ema_scope():
             return model.sample(
                 latents.z_start.to(device),
-                Guidance(context, uncond, chosen.guidance_scale, without_edges, chosen.edge_scale, correct),
+                guidance,
                 self.sampling,
                 tiling=tiling,
                 x_T=noise(latents.z_start.shape) if chosen.start == "noise" else None,
-                z_struct=latents.z_struct.to(device),
                 noise=noise,
                 progress=lambda steps: progress("sampling", steps),
             )

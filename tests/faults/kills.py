@@ -127,7 +127,8 @@ def await_moment(stage: Stage, children: list[int], rng: random.Random, start_up
     phase = rng.choice(PHASES)
     if phase == "start-up":
         return wait(children, rng.uniform(0.0, start_up))
-    nth, ended = rng.randint(1, 5), {}
+    nth = rng.randint(1, 5)
+    ended: dict[int, int] = {}
     while len(ended) < len(children) and stage.now()[1][phase] < nth:
         ended |= wait([child for child in children if child not in ended], 0.001)
     time.sleep(rng.uniform(0.0, 0.008))

@@ -45,7 +45,7 @@ def failing(folder: Path, rank: int) -> tuple[list[int], float, str]:
     """The exit statuses where one process breaks down, the seconds from the first end to the last, and what is said."""
     stage = Stage(folder / f"failing{rank}", 2, 8)
     children = stage.start("a", f"model.params.fails_on={rank}")
-    ended = {}
+    ended: dict[int, int] = {}
     while not ended:
         ended = wait(children, 0.01)
     first = time.monotonic()

@@ -1,5 +1,6 @@
 """Edges as a condition: maps of the same sample, empty maps, zero start, and what does not go together."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,9 @@ def test_sampling_sees_the_structure_that_it_is_given_whole_and_in_tiles() -> No
     z_lq, guidance = latents()["z_lq"], Guidance(model.context(2))
     z_struct = model.structure(z_lq, maps(pair().gt_pm1), torch_rng("cpu", "here"))
 
-    def sampled(**options: Any) -> Tensor:
+    def sampled(z_struct: Tensor | None = None, **options: Any) -> Tensor:
         noise = model.noise(torch_rng("cpu", "noise"))
-        return model.sample(z_lq, guidance, Sampling(2), noise=noise, **options)
+        return model.sample(z_lq, replace(guidance, z_struct=z_struct), Sampling(2), noise=noise, **options)
 
     seen = sampled(z_struct=z_struct)
     assert torch.allclose(seen, sampled(z_struct=z_struct, tiling=Tiling(8, 4)), atol=1e-5)

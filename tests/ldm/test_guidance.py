@@ -33,7 +33,7 @@ def model() -> LatentDiffusionSRTextWT:
 
 def one_step(model: LatentDiffusionSRTextWT, guidance: Guidance, z: Tensor = WITH, **options: Any) -> Tensor:
     """x_0 after one ancestral step, which is affine in the network's output."""
-    return model.sample(Z_LQ, guidance, Sampling(1), x_T=X, z_struct=z, **options)
+    return model.sample(Z_LQ, replace(guidance, z_struct=z), Sampling(1), x_T=X, **options)
 
 
 @pytest.mark.parametrize("edge_scale", [0.0, 0.5, 1.0, 3.0])
@@ -47,7 +47,7 @@ def test_edges_alone_are_a_line_through_both_predictions(model: LatentDiffusionS
 def test_text_and_edges_add_what_each_changes(model: LatentDiffusionSRTextWT) -> None:
     both = one_step(model, Guidance(CONTEXT))
     no_text, no_edges = one_step(model, Guidance(UNCOND)), one_step(model, Guidance(CONTEXT), WITHOUT)
-    guidance = Guidance(CONTEXT, UNCOND, 4.0, WITHOUT, 2.5)
+    guidance = Guidance(CONTEXT, UNCOND, 4.0, z_without_edges=WITHOUT, edge_scale=2.5)
     expected = both + 3.0 * (both - no_text) + 1.5 * (both - no_edges)
     assert relative_error(one_step(model, guidance), expected) < 1e-5
     # With one of the scales at 1 the other is as it is alone, to the bit.
@@ -65,7 +65,7 @@ def test_the_formula_on_numbers() -> None:
 
 
 def test_tiles_cut_both_structures_alike(model: LatentDiffusionSRTextWT) -> None:
-    guidance = Guidance(CONTEXT, UNCOND, 4.0, WITHOUT, 2.5)
+    guidance = Guidance(CONTEXT, UNCOND, 4.0, z_without_edges=WITHOUT, edge_scale=2.5)
     whole = one_step(model, guidance)
     assert relative_error(one_step(model, guidance, tiling=Tiling(12, 0)), whole) < 1e-6
 
@@ -74,8 +74,8 @@ def test_tiles_cut_both_structures_alike(model: LatentDiffusionSRTextWT) -> None
         def cut(z: Tensor) -> Tensor:
             return z[..., :6, columns]
 
-        steered, tiling = replace(guidance, z_without_edges=cut(WITHOUT)), Tiling(6, 0, batch=2)
-        return model.sample(cut(Z_LQ), steered, Sampling(1), x_T=cut(X), z_struct=cut(WITH), tiling=tiling)
+        steered = replace(guidance, z_struct=cut(WITH), z_without_edges=cut(WITHOUT))
+        return model.sample(cut(Z_LQ), steered, Sampling(1), x_T=cut(X), tiling=Tiling(6, 0, batch=2))
 
     assert relative_error(upper(slice(0, 12))[..., 6:], upper(slice(6, 12))) < 1e-5
 

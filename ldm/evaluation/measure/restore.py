@@ -80,8 +80,8 @@ def sample_frames(
     with model.ema_scope():
         z_lq = model.first_stage.encode(pair.lq_pm1, rng)
         z_struct, noise = model.structure.of_pair(z_lq, pair, rng), model.noise(rng)
-        condition, guidance = model.edge_condition, Guidance(model.context(len(z_lq)))
+        condition, guidance = model.edge_condition, Guidance(model.context(len(z_lq)), z_struct=z_struct)
         alone = condition is not None and condition.use == "alone"  # there is no picture to start from
         x_T = noise(z_lq.shape) if alone else None
-        z = model.sample(z_lq, guidance, Sampling(steps, sampler), z_struct=z_struct, x_T=x_T, noise=noise)
+        z = model.sample(z_lq, guidance, Sampling(steps, sampler), x_T=x_T, noise=noise)
         return model.decode(z).clamp(-1, 1)

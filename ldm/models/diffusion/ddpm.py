@@ -332,7 +332,6 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         guidance: Guidance,
         sampling: Sampling = DEFAULTS,
         *,
-        z_struct: Tensor | None = None,
         tiling: Tiling | None = None,
         x_T: Tensor | None = None,
         noise: Noise | None = None,
@@ -340,9 +339,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
     ) -> Tensor:
         """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
 
-        z_struct: the time-aware encoder's input (B, C, h, w), as `structure` makes it; None means z_lq, with an empty
-        edge map where the model sees edges. x_T: the latent to start with, by default z_lq noised to the step where
-        sampling starts. noise: shape -> the noise of each step. tiling: None means the whole canvas at once.
+        tiling: None means the whole canvas at once. x_T: the latent to start with, by default z_lq noised to the step
+        where sampling starts. noise: shape -> the noise of each step.
 
         Raises:
             UserError: a step count out of range, or tiles that overlap too much.
@@ -350,7 +348,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         noise = noise or self.noise()
         betas = truncated(self.betas_of_process, sampling.start_t)
         denoise = guided_denoiser(self.model.diffusion_model, self.structcond_stage_model, guidance)
-        structure = guidance.canvas(self.structure(z_lq) if z_struct is None else z_struct)
+        structure = guidance.canvas(self.structure(z_lq) if guidance.z_struct is None else guidance.z_struct)
         canvas: Denoiser = lambda x, t: denoise(x, t, structure)  # noqa: E731
         if tiling is not None:
             canvas = tiled(denoise, structure, tiling)

@@ -15,6 +15,8 @@ class Guidance:
     """What steers a sample: texts, as contexts (B, L, context_dim) or (1, L, context_dim) for all of a batch; edges.
 
     scale: towards `context` and, where it is not 1, away from `uncond`.
+    z_struct: the structure encoder's input (B, C, h, w), as `model.structure` makes it; None means the LQ latent, with
+        an empty edge map where the model sees edges.
     edge_scale: towards the edges in the structure and, where it is not 1, away from `z_without_edges`, the structure
         encoder's input (B, C, h, w) of the same pictures with an empty edge map; 0 leaves the edges out.
 
@@ -25,6 +27,7 @@ class Guidance:
     context: Tensor
     uncond: Tensor | None = None
     scale: float = 1.0
+    z_struct: Tensor | None = None
     z_without_edges: Tensor | None = None
     edge_scale: float = 1.0
     correct: Correction | None = None  # of the predicted clean latents; see `reference`

@@ -57,7 +57,6 @@ class Looking(ForkApi):
         guidance: Guidance,
         sampling: Sampling = DEFAULTS,
         *,
-        z_struct: Tensor | None = None,
         x_T: Tensor | None = None,
         noise: Noise | None = None,
     ) -> Tensor:
@@ -122,8 +121,8 @@ class Looking(ForkApi):
             noise = self.noise(rng)
             alone = self.edge_condition is not None and self.edge_condition.use == "alone"
             x_T = noise(latents.z_lq.shape) if alone else None  # there is no LQ picture to start from
-            guidance, sampling = Guidance(self.context(len(pair))), Sampling(steps, "ddim")
-            z = self.sample(latents.z_lq, guidance, sampling, z_struct=latents.z_struct, x_T=x_T, noise=noise)
+            guidance = Guidance(self.context(len(pair)), z_struct=latents.z_struct)
+            z = self.sample(latents.z_lq, guidance, Sampling(steps, "ddim"), x_T=x_T, noise=noise)
         images = {"lq": pair.lq_pm1, "gt": pair.gt_pm1, "x0_pred": x0_pred, "sample": self.first_stage.decode(z)}
         decoded = self.first_stage.decode(latents.z_gt)
         for name, image in (("edge_gt", decoded), ("edge_pred", x0_pred)):

@@ -128,7 +128,8 @@ class KeepLast(Checkpoint):
         # The step's numbers are written before the state that is past them, or a kill in between would cost them; what
         # Lightning writes after this hook is the same row once more.
         batch = trainer.fit_loop.epoch_loop.batch_progress.current
-        if trainer.training and batch.processed > batch.completed:
+        processed: int = batch.processed  # type: ignore[attr-defined]  # Lightning declares the class's base
+        if trainer.training and processed > batch.completed:
             trainer._logger_connector.update_train_step_metrics()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
