@@ -3,8 +3,9 @@
     python scripts/gather_photographs.py [FOLDER]          default: data/photographs
 
 FOLDER/train holds tiles of 256 pixels, cut from each photograph at 1920, 960 and 480 pixels on its longer side: small
-files, so that a sample costs no decoding of a whole photograph. FOLDER/validation holds 512-pixel squares of photographs
-that are never trained on. FOLDER/LICENCES.txt says whose they are. Drawings and gradients in the packages are left out.
+files, so that a sample costs no decoding of a whole photograph. FOLDER/validation holds 512-pixel squares of
+photographs that are never trained on. FOLDER/LICENCES.txt says whose they are.
+Drawings and gradients in the packages are left out.
 """
 
 import argparse
