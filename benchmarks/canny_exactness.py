@@ -11,6 +11,7 @@ pixel differs. Takes less than a minute.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,11 +20,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.utils import canny  # noqa: E402
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from basicsr.utils.rng import numpy_rng  # noqa: E402
+from basicsr.utils import canny
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.rng import numpy_rng
 
 SMALLEST, LARGEST = 3, (768, 1024)
 PHOTOGRAPHS = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
@@ -45,7 +44,7 @@ def cut_out(photo: np.ndarray, height: int, width: int, rng: np.random.Generator
     size = [max(wanted, round(side * scale)) for wanted, side in zip((height, width), photo.shape[:2], strict=True)]
     scaled = cv2.resize(photo, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     y, x = (int(rng.integers(0, side - wanted + 1)) for side, wanted in zip(size, (height, width), strict=True))
-    return scaled[y : y + height, x : x + width]
+    return np.asarray(scaled[y : y + height, x : x + width])
 
 
 def spiral(height: int, width: int, pitch: float, contrast: np.ndarray) -> np.ndarray:
@@ -54,23 +53,23 @@ def spiral(height: int, width: int, pitch: float, contrast: np.ndarray) -> np.nd
     radius = np.hypot(y, x)
     inside = (radius / pitch - np.arctan2(y, x) / (2 * np.pi)) % 1 < 0.5
     fade = 1 - radius / radius.max() * (2 / 3)
-    return ((inside * fade)[..., None] * contrast).astype(np.uint8)
+    return np.asarray((inside * fade)[..., None] * contrast, np.uint8)
 
 
 def synthetic(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 (H, W, 3): noise, few levels (many ties), soft blobs, rings (every direction), a spiral, or shapes."""
     kind = rng.integers(0, 6)
     if kind == 0:
-        return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return np.asarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
     if kind == 1:
         return rng.integers(0, 4, (height, width, 1), dtype=np.uint8).repeat(3, 2) * np.uint8(rng.integers(0, 86))
     if kind == 2:
         blobs = cv2.GaussianBlur(rng.normal(0, 1, (height, width, 3)), (0, 0), rng.uniform(0.5, 8))
-        return np.clip(128 + 90 * blobs / blobs.std(), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(128 + 90 * blobs / blobs.std(), 0, 255).astype(np.uint8))
     if kind == 3:
         y, x = np.mgrid[:height, :width] - rng.uniform(-1, 1, (2, 1, 1)) * np.array([height, width])[:, None, None]
         rings = np.sin(np.hypot(y, x) / rng.uniform(0.5, 20))[..., None]
-        return np.clip(127.5 + rng.uniform(0, 160, 3) * rings, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(127.5 + rng.uniform(0, 160, 3) * rings, 0, 255).astype(np.uint8))
     if kind == 4:
         return spiral(height, width, rng.uniform(4, 24), rng.integers(0, 256, 3))
     canvas = np.full((height, width, 3), rng.integers(0, 256, 3), np.uint8)
@@ -92,10 +91,10 @@ def draw_batch(rng: np.random.Generator, photos: list[np.ndarray], most: int, la
     return np.stack(pictures)
 
 
-def draw_settings(rng: np.random.Generator) -> dict:
+def draw_settings(rng: np.random.Generator) -> dict[str, Any]:
     """Arguments of EdgeMapGenerator: the usual blur half of the time, everything else random."""
     usual = rng.random() < 0.5
-    low, high = sorted(rng.uniform(0, 255, 2) * rng.choice([0.2, 1.0]))
+    low, high = sorted(rng.uniform(0, 255, 2) * rng.choice([0.2, 1.0, 4.0]))
     low_factor, high_factor = sorted(rng.uniform(0, 2, 2))
     return {
         "gaussian_kernel_size": 5 if usual else int(rng.choice([1, 3, 5, 7, 9, 15, 31])),
@@ -105,11 +104,11 @@ def draw_settings(rng: np.random.Generator) -> dict:
         "high_threshold": float(high),
         "median_low_factor": float(low_factor),
         "median_high_factor": float(high_factor),
-        "morphology_kernel_size": int(rng.choice([0, 0, 1, 3, 5, 9])),
+        "morph_kernel_size": int(rng.choice([0, 0, 1, 3, 5, 9])),
     }
 
 
-def with_opencv(picture: np.ndarray, settings: dict, low: float, high: float) -> dict[str, np.ndarray]:
+def with_opencv(picture: np.ndarray, settings: dict[str, Any], low: float, high: float) -> dict[str, np.ndarray]:
     """Each step's result for one uint8 (H, W, 3), by OpenCV alone; `low` and `high` are for step "canny"."""
     side = settings["gaussian_kernel_size"]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
@@ -119,16 +118,18 @@ def with_opencv(picture: np.ndarray, settings: dict, low: float, high: float) ->
         factors = settings["median_low_factor"], settings["median_high_factor"]
         thresholds = [int(min(255.0, factor * float(np.median(blurred)))) for factor in factors]
     edges = cv2.Canny(blurred, *thresholds)
-    if side := settings["morphology_kernel_size"]:
+    if side := settings["morph_kernel_size"]:
         ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
         edges = cv2.morphologyEx(edges, cv2.MORPH_CLOSE, ellipse)
     return {"grey": grey, "blur": blurred, "canny": cv2.Canny(grey, low, high) // 255, "map": edges // 255}
 
 
-def with_torch(images: torch.Tensor, settings: dict, low: torch.Tensor, high: torch.Tensor) -> dict[str, np.ndarray]:
+def with_torch(
+    images: torch.Tensor, settings: dict[str, Any], low: torch.Tensor, high: torch.Tensor
+) -> dict[str, np.ndarray]:
     """Each step's results for uint8 (B, 3, H, W), by PyTorch alone on its device; low and high (B, 1, 1)."""
     grey = canny.rgb_to_grey(images)
-    blurred = canny.gaussian_blur(grey, settings["gaussian_kernel_size"], settings["gaussian_sigma"])
+    blurred = canny.gaussian_blur(grey, (settings["gaussian_kernel_size"],) * 2, settings["gaussian_sigma"])
     generator = EdgeMapGenerator(**settings, backend="torch")
     maps = generator.generate_from_tensor(images, normalize_range=(0, 255))[:, 0] / 255
     results = {"grey": grey, "blur": blurred, "canny": canny.edges(grey, low, high), "map": maps}
@@ -140,9 +141,9 @@ def compare(pictures: int, seed: int, device: str, largest: tuple[int, int] = LA
     photos = photographs()
     counts = {step: {"pixels": 0, "above 0": 0, "differing": 0} for step in STEPS}
     with tqdm(total=pictures, unit="picture") as bar:
-        while bar.n < pictures:
-            rng = numpy_rng("canny exactness", seed, bar.n)
-            batch = draw_batch(rng, photos, min(4, pictures - bar.n), largest)
+        while (done := int(bar.n)) < pictures:
+            rng = numpy_rng("canny exactness", seed, done)
+            batch = draw_batch(rng, photos, min(4, pictures - done), largest)
             settings, thresholds = draw_settings(rng), rng.uniform(0, 1200, (2, len(batch))) * rng.choice([0.1, 0.3, 1])
             low, high = (torch.from_numpy(values).view(-1, 1, 1).to(device) for values in thresholds)
             got = with_torch(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device), settings, low, high)

@@ -11,17 +11,14 @@ import argparse
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from basicsr.utils.rng import numpy_rng  # noqa: E402
-from benchmarks.canny_exactness import cut_out, photographs  # noqa: E402
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.rng import numpy_rng
+from benchmarks.canny_exactness import cut_out, photographs
 
 BACKENDS = ("opencv", "torch")
 
@@ -33,13 +30,17 @@ def photograph_batch(batch: int, size: int, device: str) -> torch.Tensor:
     return (torch.stack(cuts).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous().to(device)
 
 
+def _wait_for(images: torch.Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
 def timed(generator: EdgeMapGenerator, images: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Seconds that one batch takes, and its maps."""
-    synchronize = torch.cuda.synchronize if images.is_cuda else lambda: None
-    synchronize()
+    _wait_for(images)
     start = time.perf_counter()
     maps = generator.edges_01(images)
-    synchronize()
+    _wait_for(images)
     return time.perf_counter() - start, maps
 
 

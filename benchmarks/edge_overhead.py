@@ -19,33 +19,32 @@ import statistics
 import sys
 import time
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from a clone, nothing installed
-
-from basicsr.data.pair_pool import Pair  # noqa: E402
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from benchmarks.canny_speed import photograph_batch  # noqa: E402
-from benchmarks.memory import peak_rss  # noqa: E402
-from ldm.config import load_config  # noqa: E402
-from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT  # noqa: E402
-from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
-from ldm.modules.losses.edge_options import EdgeOptions  # noqa: E402
-from ldm.util import instantiate_from_config  # noqa: E402
+from basicsr.data.pair_pool import Pair
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from benchmarks.canny_speed import photograph_batch
+from benchmarks.memory import peak_rss
+from ldm.config import load_config
+from ldm.models.build import build_model
+from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.edge_term import EdgeTerm
+from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 CONFIGS = {"small": "configs/demo/edge_cpu.yaml", "full": "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"}
 FRAMES = {"small": 256, "full": 512}  # pixels: 64 latent cells a side in both
 CROP, LAST_STEP = 16, 400
 ARMS = {
-    "no edge loss": EdgeOptions(),
-    "full frame": EdgeOptions(loss_weight=0.1),
-    f"crop {CROP}": EdgeOptions(loss_weight=0.1, crop=CROP),
-    f"crop {CROP}, t <= {LAST_STEP}": EdgeOptions(loss_weight=0.1, crop=CROP, max_timestep=LAST_STEP),
+    "no edge loss": (EdgeWeight(0.0), EdgeOptions()),
+    "full frame": (EdgeWeight(0.1), EdgeOptions()),
+    f"crop {CROP}": (EdgeWeight(0.1), EdgeOptions(crop=CROP)),
+    f"crop {CROP}, t <= {LAST_STEP}": (EdgeWeight(0.1), EdgeOptions(crop=CROP, max_timestep=LAST_STEP)),
 }
 
 
@@ -57,16 +56,15 @@ def build(size: str, device: str) -> LatentDiffusionSRTextWT:
         "model.params.edge_loss_weight=0",
         "model.params.edge_decoder_checkpoint=false",
     ]
-    block = dict(load_config([ROOT / CONFIGS[size]], overrides).values["model"])
-    block.pop("base_learning_rate", None)
     with torch.device(device):
-        return instantiate_from_config(block)
+        model: LatentDiffusionSRTextWT = build_model(load_config([CONFIGS[size]], overrides))
+    return model
 
 
-def set_arm(model: LatentDiffusionSRTextWT, options: EdgeOptions) -> None:
+def set_arm(model: LatentDiffusionSRTextWT, weight: EdgeWeight, options: EdgeOptions) -> None:
     """Give the model an arm's edge loss, which holds no weights."""
-    model.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
-    model.edge_loss_weight = options.fixed_weight
+    loss = EdgeLoss(EdgeMapGenerator(), options)
+    model.edge_term = EdgeTerm(weight, loss, model.decode, timesteps=len(model.betas_of_process))
 
 
 def flops_without_data(size: str, frame: int) -> dict[str, float]:
@@ -83,14 +81,14 @@ def flops_without_data(size: str, frame: int) -> dict[str, float]:
             model.decode(latent(side).requires_grad_()).sum().backward()
             with torch.no_grad():
                 model.decode(latent(side))
-        return counter.get_total_flops()
+        return float(counter.get_total_flops())
 
     with FlopCounterMode(display=False) as counter:
         picture, t = torch.empty(1, 3, frame, frame, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
         for _ in ("truth", "degraded"):
             with torch.no_grad():
                 model.first_stage_model.encode(picture)
-        width = load_config([ROOT / CONFIGS[size]]).get("model.params.unet_config.params.context_dim")
+        width = load_config([CONFIGS[size]]).get("model.params.unet_config.params.context_dim")
         context = torch.empty(1, 77, width, device="meta")
         model.p_losses(latent(cells), context, model.structcond_stage_model(latent(cells), t), t, t)[0].backward()
     plain = counter.get_total_flops()
@@ -120,11 +118,11 @@ class Bench:
         lq_pm1 = (gt_pm1 + 0.1 * torch.randn_like(gt_pm1)).clamp(-1, 1)
         self.pair = Pair(lq_pm1, gt_pm1, ("photograph",) * batch)
         self.model.context(1)  # the text is encoded once, not at every step
-        self.synchronize = torch.cuda.synchronize if gt_pm1.is_cuda else lambda: None
+        self.synchronize: Callable[[], None] = torch.cuda.synchronize if gt_pm1.is_cuda else lambda: None
 
     def step(self, arm: str, index: int) -> float:
         """Seconds of one step; the index decides timesteps, noise and windows."""
-        set_arm(self.model, ARMS[arm])
+        set_arm(self.model, *ARMS[arm])
         self.synchronize()
         start = time.perf_counter()
         loss = self.model.training_step(self.pair, index)

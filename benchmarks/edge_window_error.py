@@ -17,16 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from a clone, nothing installed
-
-from basicsr.utils.rng import torch_rng  # noqa: E402
-from benchmarks.canny_speed import photograph_batch  # noqa: E402
-from ldm.config import load_config  # noqa: E402
-from ldm.models.diffusion import first_stage  # noqa: E402
-from ldm.modules.losses.edge_loss import EdgeLoss  # noqa: E402
-from ldm.modules.losses.edge_windows import draw_uniform  # noqa: E402
-from ldm.util import instantiate_from_config  # noqa: E402
+from basicsr.utils.rng import torch_rng
+from benchmarks.canny_speed import photograph_batch
+from ldm.config import load_config
+from ldm.models.diffusion.first_stage import FirstStage
+from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_windows import draw_uniform
+from ldm.util import instantiate_from_config
 
 
 def relative(difference: Tensor, picture: Tensor) -> Tensor:
@@ -44,7 +41,7 @@ def inner(images: Tensor) -> Tensor:
 @torch.no_grad()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/demo/edge_cpu.yaml")
+    parser.add_argument("--config", type=Path, default=Path("configs/demo/edge_cpu.yaml"))
     parser.add_argument("--frame", type=int, default=192, help="pixels")
     parser.add_argument("--crops", type=int, nargs="+", default=[4, 8, 16, 24], help="latent cells")
     parser.add_argument("--noise", type=float, default=0.3, help="of scaled latents, whose deviation is about 1")
@@ -54,9 +51,10 @@ def main() -> int:
     autoencoder = instantiate_from_config(config.get("model.params.first_stage_config")).eval()
     scale, rng = config.get("model.params.scale_factor", 0.18215), torch_rng("cpu", "window error")
     gt_pm1 = photograph_batch(16, args.frame, "cpu")
-    z_gt = first_stage.encode(autoencoder, gt_pm1, scale, rng)
+    first_stage = FirstStage(autoencoder, scale)
+    z_gt = first_stage.encode(gt_pm1, rng)
     z_pred = z_gt + args.noise * torch.randn(z_gt.shape, generator=rng)
-    full_gt, full_pred = (first_stage.decode(autoencoder, z, scale) for z in (z_gt, z_pred))
+    full_gt, full_pred = (first_stage.decode(z) for z in (z_gt, z_pred))
     cell, criterion = full_gt.shape[-1] // z_gt.shape[-1], EdgeLoss()
     print(f"16 frames of {args.frame} pixels, {args.windows} windows each, f = {cell}, noise {args.noise}")
     print(f"{'window':>8}{'picture':>10}{'inner half':>12}{'|loss diff|':>13}{'loss ratio':>12}{'correlation':>13}")
@@ -64,7 +62,7 @@ def main() -> int:
         rows = []
         for _ in tqdm(range(args.windows), desc=f"{side} cells", leave=False):
             windows = draw_uniform(z_gt, side, rng)
-            gt, pred = (first_stage.decode(autoencoder, windows.cut(z), scale) for z in (z_gt, z_pred))
+            gt, pred = (first_stage.decode(windows.cut(z)) for z in (z_gt, z_pred))
             part_gt, part_pred = windows.cut(full_gt, cell), windows.cut(full_pred, cell)
             loss = criterion(pred, gt).by_sample
             full_loss = criterion(part_pred, part_gt).by_sample

@@ -10,7 +10,6 @@ noise: how much steeper their difference is across the tiles' borders than elsew
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,21 +19,20 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline  # noqa: E402
-from basicsr.data.realesrgan_dataset import RealESRGANDataset  # noqa: E402
-from basicsr.metrics.edge_metrics import edge_precision_recall_f1  # noqa: E402
-from basicsr.metrics.seams import seam_score  # noqa: E402
-from basicsr.utils.edge_utils import EdgeMapGenerator  # noqa: E402
-from basicsr.utils.img_util import read_rgb_01  # noqa: E402
-from basicsr.utils.rng import torch_rng  # noqa: E402
-from ldm.config import load_config  # noqa: E402
-from ldm.inference.networks import DEMO_CONFIG  # noqa: E402
-from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler  # noqa: E402
-from ldm.models.diffusion.tiling import tile_starts  # noqa: E402
-from ldm.plots import labelled_grid  # noqa: E402
-from scripts.demo_photos import write  # noqa: E402
+from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
+from basicsr.data.realesrgan_dataset import RealESRGANDataset
+from basicsr.metrics.edge_metrics import edge_precision_recall_f1
+from basicsr.metrics.seams import seam_score
+from basicsr.utils.edge_utils import EdgeMapGenerator
+from basicsr.utils.grid import labelled_grid
+from basicsr.utils.img_util import read_rgb_01
+from basicsr.utils.rng import torch_rng
+from ldm.config import load_config
+from ldm.inference.networks import demo_files
+from ldm.inference.pipeline import Upscaler
+from ldm.inference.settings import DEMO_DEFAULTS
+from ldm.models.diffusion.tiling import tile_starts
+from scripts.demo_photos import write
 
 
 def degraded(config_file: str | Path, photos: Path) -> list[tuple[str, Tensor, Tensor]]:
@@ -47,8 +45,8 @@ def degraded(config_file: str | Path, photos: Path) -> list[tuple[str, Tensor, T
     for sample in RealESRGANDataset(**params):
         name = Path(sample["gt_path"]).stem
         gt = torch.from_numpy(read_rgb_01(sample["gt_path"])).permute(2, 0, 1)[None]
-        kernels = [sample[key][None] for key in ("kernel1", "kernel2", "sinc_kernel")]
-        lq, _ = pipeline(gt, *kernels, torch_rng("cpu", "quality", name))
+        kernel1, kernel2, sinc = (sample[key][None] for key in ("kernel1", "kernel2", "sinc_kernel"))
+        lq, _ = pipeline(gt, kernel1, kernel2, sinc, torch_rng("cpu", "quality", name))
         pairs.append((name, lq[0], gt[0]))
     return pairs
 
@@ -99,8 +97,9 @@ def seams(upscaler: Upscaler, lq: Tensor, folder: Path) -> None:
     # Where a tile begins, where one ends, and the middle between, where neighbours weigh the same.
     edges = [(start, end + upscaler.tile) for end, start in zip(starts[:-1], starts[1:], strict=True)]
     borders = sorted({f * at // 2 for start, end in edges for at in (2 * start, start + end, 2 * end)})
-    pixels = [image.permute(1, 2, 0).numpy() for image in (tiled, whole)]
-    print(f"seam score at pixels {', '.join(map(str, borders))} of {side}: {seam_score(*pixels, borders, borders):.3f}")
+    in_tiles, at_once = (image.permute(1, 2, 0).numpy() for image in (tiled, whole))
+    score = seam_score(in_tiles, at_once, borders, borders)
+    print(f"seam score at pixels {', '.join(map(str, borders))} of {side}: {score:.3f}")
     difference = (0.5 + 4 * (tiled - whole)).clamp(0, 1)
     strip = {"in tiles": tiled, "at once": whole, "difference x 4": difference}
     labelled_grid({label: image[None] * 2 - 1 for label, image in strip.items()}).save(folder / "seams.png")
@@ -129,7 +128,7 @@ def main() -> None:
         colorfix=args.colorfix,
     )
     upscaler = Upscaler.from_checkpoint(args.base, args.ckpt, settings=settings)
-    pairs = degraded(args.base or DEMO_CONFIG, args.photos / "validation")
+    pairs = degraded(args.base or demo_files()[0], args.photos / "validation")
     print(
         f"{settings.sampler}, {settings.steps} steps, start_t {settings.start_t}, colorfix {settings.colorfix}, seed "
         f"{settings.seed}"

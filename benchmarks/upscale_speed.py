@@ -16,8 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import skimage.data
@@ -25,18 +25,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
-from basicsr.utils.rng import torch_rng  # noqa: E402
-from benchmarks.memory import peak_rss  # noqa: E402
-from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks  # noqa: E402
-from ldm.inference.picture import Picture  # noqa: E402
-from ldm.inference.pipeline import DEMO_DEFAULTS, Upscaler  # noqa: E402
-from ldm.inference.tiled_vae import TiledAutoencoder  # noqa: E402
-from ldm.models.diffusion import objective  # noqa: E402
-from ldm.models.diffusion.sampling import noise_of_pictures  # noqa: E402
-from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps  # noqa: E402
-from ldm.models.diffusion.tiling import tile_starts  # noqa: E402
+from basicsr.utils.rng import torch_rng
+from benchmarks.memory import peak_rss
+from ldm.inference.networks import Networks, demo_files
+from ldm.inference.picture import Picture
+from ldm.inference.pipeline import Upscaler
+from ldm.inference.settings import DEMO_DEFAULTS
+from ldm.inference.tiled_vae import TiledAutoencoder
+from ldm.models.diffusion.process import Noisy, Process
+from ldm.models.diffusion.sampling import noise_of_pictures
+from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps
+from ldm.models.diffusion.tiling import tile_starts
 
 VARIANTS = ("this project", "published loop", "published loop, whole-picture autoencoder")
 
@@ -63,7 +62,7 @@ def predict_canvas(networks: Networks, x: Tensor, z_lq: Tensor, t: Tensor, tile:
     return summed / total
 
 
-def published(upscaler: Upscaler, picture: Picture, whole_autoencoder: bool) -> Tensor:
+def published(upscaler: Upscaler, picture: Picture, *, whole_autoencoder: bool) -> Tensor:
     """The published pipeline, (3, H, W) in [0, 1]."""
     networks, chosen = upscaler.networks, upscaler.settings
     model, device = networks.model, networks.device
@@ -82,29 +81,30 @@ def published(upscaler: Upscaler, picture: Picture, whole_autoencoder: bool) -> 
     z_lq = vae.encode(lq_pm1, rng).to(device)
     betas = model.betas_of_process
     kept = space_timesteps(len(betas), chosen.steps)
-    whole_process, process = (Schedule.from_betas(b).to(device) for b in (betas, respace(betas, kept)))
-    x = whole_process.q_sample(z_lq, torch.tensor([len(betas) - 1], device=device), noise(z_lq.shape))
+    whole, schedule = (Schedule.from_betas(b).to(device) for b in (betas, respace(betas, kept)))
+    process = Process(schedule, torch.tensor(kept, device=device), model.parameterization)
+    x = whole.q_sample(z_lq, t=torch.tensor([len(betas) - 1], device=device), noise=noise(z_lq.shape))
     for i in reversed(range(chosen.steps)):
         t = torch.tensor([kept[i]], device=device)
         output = predict_canvas(networks, x, z_lq, t, upscaler.tile, upscaler.overlap)
-        step = torch.tensor([i], device=device)
-        x_start = objective.x0_from_output(model.parameterization, process, output, x, step)
-        x = process.posterior_mean(x_start, x, step)
+        n = Noisy(x_t=x, t=torch.tensor([i], device=device))
+        x = schedule.posterior_mean(process.x0(output, n), x_t=x, t=n.t)
         if i > 0:
-            x = x + torch.exp(0.5 * process.posterior_log_variance_clipped[i]) * noise(x.shape)
+            x = x + torch.exp(0.5 * schedule.posterior_log_variance_clipped[i]) * noise(x.shape)
     return upscaler._finished(upscaler.enlarged(picture), vae.decode(x.cpu(), lq_pm1)).rgb_01
 
 
 @torch.no_grad()
 def run(variant: str, upscaler: Upscaler, picture: Picture) -> tuple[float, float, Tensor]:
     """Seconds by the clock, seconds of all CPU threads, and the result."""
-    synchronize = torch.cuda.synchronize if upscaler.networks.device.type == "cuda" else lambda: None
+    on_gpu = upscaler.networks.device.type == "cuda"
+    synchronize: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
     synchronize()
     start, start_cpu = time.perf_counter(), time.process_time()
     if variant == VARIANTS[0]:
         result = upscaler.upscale([picture])[0].rgb_01
     else:
-        result = published(upscaler, picture, variant == VARIANTS[2])
+        result = published(upscaler, picture, whole_autoencoder=variant == VARIANTS[2])
     synchronize()
     return time.perf_counter() - start, time.process_time() - start_cpu, result
 
@@ -121,8 +121,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", type=int, default=256, help="of the picture, pixels")
-    parser.add_argument("--base", default=DEMO_CONFIG)
-    parser.add_argument("--ckpt", default=DEMO_WEIGHTS)
+    parser.add_argument("--base", default=demo_files()[0])
+    parser.add_argument("--ckpt", default=demo_files()[1])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory_of", choices=VARIANTS, help="run this once and print its peak memory, in MB")
     args = parser.parse_args()

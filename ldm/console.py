@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -44,7 +45,7 @@ class AroundBars(logging.Handler):
         tqdm.write(self.format(record), file=stream)
 
 
-def speak(*rooms: str, level: int = logging.INFO, stream: str = "stderr") -> None:
+def configure_logging(*rooms: str, level: int = logging.INFO, stream: str = "stderr") -> None:
     """Messages of these modules or packages are shown from `level` on; of all others, warnings."""
     logging.basicConfig(format="%(message)s", handlers=[AroundBars(stream)], level=logging.WARNING, force=True)
     for name, logger in logging.root.manager.loggerDict.items():
@@ -52,3 +53,16 @@ def speak(*rooms: str, level: int = logging.INFO, stream: str = "stderr") -> Non
             logger.setLevel(logging.NOTSET)
     for name in rooms:
         logging.getLogger(name).setLevel(level)
+
+
+def tell(*lines: str, status: int) -> int:
+    """Show lines to the user once, whatever the number of processes, and pass the exit status on."""
+    if is_first_process():
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+    return status
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of all a training's that prints and writes, by what launchers set."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") in ("", "0") for name in names)

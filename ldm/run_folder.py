@@ -1,8 +1,12 @@
 """A run's folder: its name, what is remembered in it, and how to find it again."""
 
+import logging
 import os
+import re
 import secrets
 import time
+import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,14 @@ import torch
 import yaml
 
 from basicsr.utils.errors import UserError
+from basicsr.utils.files import OutputError, write_whole
+
+log = logging.getLogger(__name__)
 
 # Lightning starts further processes by running the same command again; they inherit the first one's environment.
 RUN_FOLDER_VARIABLE = "STABLESR_EDGE_RUN_FOLDER"
+STAMP = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d"  # the time that a run folder's name begins with
+RESUMED_VARIABLE = "STABLESR_EDGE_RESUMED"
 MAX_NAME = 200  # file systems allow 255 bytes, of which the time takes some
 
 
@@ -37,6 +46,7 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
+        """Where the newest state is."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @classmethod
@@ -64,6 +74,8 @@ class RunFolder:
     def to_resume(cls, target: str) -> tuple["RunFolder", Path]:
         """The folder and the checkpoint that `--resume DIR|FILE` means.
 
+        Where a folder's last.ckpt cannot be read, the newest other checkpoint stands in, and a warning says so.
+
         Raises:
             UserError: there is no such thing, no checkpoint in it, or a file that is not in a run's folder.
         """
@@ -71,15 +83,48 @@ class RunFolder:
         if not path.exists():
             raise UserError(f"--resume {target}: there is no such folder or file")
         folder = cls(path if path.is_dir() else path.parent.parent)
-        checkpoint = folder.last_checkpoint if path.is_dir() else path
-        if not checkpoint.is_file():
-            raise UserError(f"--resume {target}: {checkpoint} is not there; give a run's folder or a .ckpt file of one")
+        checkpoint = folder.newest_checkpoint() if path.is_dir() else path
+        if checkpoint is None:
+            missing = folder.last_checkpoint
+            raise UserError(f"--resume {target}: {missing} is not there; give a run's folder or a .ckpt file of one")
         if not folder.configs():
             raise UserError(
                 f"--resume {target}: {folder.path / 'configs'} holds no config of a run; to start a new run from these "
                 f"weights, pass model.params.ckpt_path={checkpoint}"
             )
         return folder, checkpoint
+
+    @classmethod
+    def newest_of_name(cls, logdir: str, name: str) -> str | None:
+        """The newest run's folder of this name that has a checkpoint and a config to go on with.
+
+        It is the same one in every process that this one starts.
+        """
+        if RESUMED_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            same = re.compile(STAMP + re.escape(f"_{name}") + r"(_\d+)?")
+            runs = [cls(path) for path in sorted(Path(logdir).glob("*"), reverse=True) if same.fullmatch(path.name)]
+            found = next((run for run in runs if run.configs() and _readable(run.checkpoints())), None)
+            os.environ[RESUMED_VARIABLE] = str(found.path) if found else ""
+        return os.environ[RESUMED_VARIABLE] or None
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint files to go on from: last.ckpt, then the others, newest first."""
+        files = (self.path / "checkpoints").glob("*.ckpt")
+        return sorted(files, key=lambda file: (file != self.last_checkpoint, -file.stat().st_mtime))
+
+    def newest_checkpoint(self) -> Path | None:
+        """The first of `checkpoints` that is whole; None where there is no file at all.
+
+        Raises:
+            UserError: there are files, and none of them can be read.
+        """
+        files = self.checkpoints()
+        readable = _readable(files)
+        if files and not readable:
+            raise UserError(f"{files[0]} cannot be read as a checkpoint, and there is no other: it is damaged")
+        if readable and readable != self.last_checkpoint:
+            log.warning("%s is damaged or missing: going on from %s instead", self.last_checkpoint, readable)
+        return readable
 
     def save(self, config_yaml: str, settings: RunSettings) -> None:
         """Write the config and the settings; a resumed run's config goes beside the earlier ones.
@@ -91,11 +136,12 @@ class RunFolder:
         try:
             for name in ("checkpoints", "configs", "images"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            (configs / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-config.yaml").write_text(config_yaml)
-            (configs / "run.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
-        except OSError as error:
+            write_whole(configs / "run.yaml", yaml.safe_dump(asdict(settings), sort_keys=False))
+            write_whole(configs / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-config.yaml", config_yaml)
+        except (OSError, OutputError) as error:
+            reason = error.reason if isinstance(error, OutputError) else error.strerror
             raise UserError(
-                f"the run folder {self.path} cannot be written ({error.strerror}); choose another place with --logdir"
+                f"the run folder {self.path} cannot be written ({reason}); choose another place with --logdir"
             ) from error
 
     def saved_config(self) -> Path:
@@ -106,7 +152,7 @@ class RunFolder:
         """What `save` wrote.
 
         Raises:
-            UserError: the file is missing or spoilt.
+            UserError: the file is missing or corrupt.
         """
         file = self.path / "configs" / "run.yaml"
         try:
@@ -129,7 +175,7 @@ def checkpoint_step(file: Path) -> int:
     """The step that a training checkpoint stands at.
 
     Raises:
-        UserError: the file is no checkpoint, or one that holds weights only.
+        UserError: the file is not a checkpoint, or one that holds weights only.
     """
     checkpoint = checkpoint_outline(file)
     if "loops" not in checkpoint or not checkpoint.get("optimizer_states"):
@@ -141,10 +187,23 @@ def checkpoint_outline(file: Path) -> dict[str, Any]:
     """A checkpoint whose tensors have shapes but no values: little is read, however large the file.
 
     Raises:
-        UserError: the file is no checkpoint.
+        UserError: the file is not a checkpoint.
     """
     try:
         checkpoint = torch.load(file, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is cut short or something else altogether
         raise UserError(f"{file} cannot be read as a checkpoint: it is damaged or something else") from error
     return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+def _readable(files: Iterable[Path]) -> Path | None:
+    """The first of these files that is a whole checkpoint of a training."""
+    for file in files:
+        try:
+            checkpoint_step(file)
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is None:  # every part has the checksum that was written
+                    return file
+        except (UserError, OSError, zipfile.BadZipFile) as error:
+            log.debug("%s is passed over: %s", file, error)
+    return None

@@ -4,9 +4,19 @@ import importlib
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from basicsr.utils.errors import UserError, closest, did_you_mean
+from basicsr.utils.errors import FieldError, UserError, closest, did_you_mean
+from ldm import published
+
+# What YAMLs call main.NAME, by its home: in a clone main.py hands these on, and an installed package has no main.py.
+MAIN = {
+    "DataModuleFromConfig": "ldm.data.datamodule",
+    "EdgeProbe": "ldm.training.callbacks.edge_probe",
+    "ImageLogger": "ldm.training.callbacks.image_logger",
+    "SampleMetrics": "ldm.training.callbacks.sample_metrics",
+    "SkipNotFinite": "ldm.training.callbacks.skip_not_finite",
+}
 
 
 def get_obj_from_str(path: str) -> Any:
@@ -15,9 +25,12 @@ def get_obj_from_str(path: str) -> Any:
     Raises:
         UserError: there is no such module, or nothing of that name in it.
     """
+    path = published.TARGETS.get(path, path)
     module_name, _, name = str(path).rpartition(".")
     if not module_name:
         raise UserError(f"target {path!r} is not a dotted name such as ldm.models.autoencoder.AutoencoderKL")
+    if module_name == "main":
+        module_name = MAIN.get(name, module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -42,31 +55,41 @@ def _near_module(missing: str) -> str:
 
 
 def check_arguments(
-    build: Callable, params: Mapping[str, Any], *, name: str, handed_over: Collection[str] = ()
+    build: Callable[..., Any], params: Mapping[str, Any], *, name: str, handed_over: Collection[str] = ()
 ) -> tuple[str, str] | None:
     """Compare `params` with the signature of `build`: None when they fit, else (the key at fault, what is wrong).
 
     Looks for names that the signature lacks, required names that are absent, and values whose type cannot fit a
     plain annotation (numbers, strings, lists, mappings); `handed_over` names arguments that come from elsewhere. The
-    key is "" where a name is absent.
+    key is "" where a name is absent, and such as `edge.crop` within a block of options.
     """
+    target = f"{getattr(build, '__module__', '')}.{getattr(build, '__qualname__', '')}"
     try:
         signature = inspect.signature(build).parameters
-    except ValueError:  # some classes written in C tell no signature
-        return None
+        arguments = published.translated(target, params)
+    except ValueError as error:
+        if isinstance(error, FieldError):
+            return error.field, f"{name}: {error}"
+        return None  # some classes written in C tell no signature
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = {key: p for key, p in signature.items() if p.kind in kinds}
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
-    for key in params:
+    for key in arguments:
         if key not in named and not takes_any:
-            return str(key), f"{name} has no parameter {key!r}{did_you_mean(str(key), named)}"
-    absent = [k for k, p in named.items() if p.default is p.empty and k not in params and k not in handed_over]
+            known = {*named, *published.flat_names(target)}
+            return str(key), f"{name} has no parameter {key!r}{did_you_mean(str(key), known)}"
+    absent = [k for k, p in named.items() if p.default is p.empty and k not in arguments and k not in handed_over]
     if absent:
         return "", f"{name} needs {', '.join(map(repr, absent))}"
     hints = _type_hints(build)
-    for key, value in params.items():
-        if key in hints and not _fits(value, hints[key]):
-            return str(key), f"{name} takes {_in_words(hints[key])} for {key!r}, not {value!r}"
+    for key, value in arguments.items():
+        if key in hints and (problem := _misfit(str(key), value, hints[key])):
+            return str(key), f"{name} {problem}"
+    for block, options in published.BLOCKS.get(target, {}).items():
+        wrong = check_arguments(get_obj_from_str(options), arguments.get(block) or {}, name=name)
+        if wrong:
+            given = published.as_given(target, block, wrong[0], params)
+            return given, wrong[1].replace(repr(wrong[0]), repr(given))
     return None
 
 
@@ -85,11 +108,27 @@ def instantiate_from_config(config: Mapping[str, Any], **handed_over: Any) -> An
     return build(**params)
 
 
-def _type_hints(build: Callable) -> dict[str, Any]:
+def _type_hints(build: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return get_type_hints(getattr(build, "__init__") if isinstance(build, type) else build)  # noqa: B009
+        function = getattr(build, "__init__") if isinstance(build, type) else build  # noqa: B009
+        return get_type_hints(function, include_extras=True)
     except Exception:  # an annotation that cannot be evaluated says nothing about the value
         return {}
+
+
+def _misfit(key: str, value: Any, hint: Any) -> str:
+    """Why a value from YAML may not stand where `hint` is annotated; "" where it may.
+
+    The extras of an `Annotated` hint are parsers, which raise FieldError for what they do not take.
+    """
+    for parse in getattr(hint, "__metadata__", ()):
+        try:
+            parse(value)
+        except FieldError as error:
+            return f"{key!r} {error.problem}"
+    if get_origin(hint) is not Annotated and not _fits(value, hint):
+        return f"takes {_in_words(hint)} for {key!r}, not {value!r}"
+    return ""
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -105,8 +144,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, types.NoneType):
         return isinstance(value, hint)
-    if isinstance(hint, type) and issubclass(hint, str):  # a text of some form, which its class checks
-        return isinstance(value, str) and _builds(hint, value)
     container = origin or hint
     if container in (list, tuple, Sequence):
         if not isinstance(value, (list, tuple)):
@@ -118,14 +155,6 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _builds(build: Callable, value: str) -> bool:
-    try:
-        build(value)
-    except UserError:
-        return False
-    return True
-
-
 def _in_words(hint: Any) -> str:
     """`int | None` -> "int or None"."""
     if get_origin(hint) in (Union, types.UnionType):
@@ -133,6 +162,5 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is None:
-        name = getattr(hint, "IN_WORDS", getattr(hint, "__name__", str(hint)))
-        return "None" if hint is types.NoneType else name
+        return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
     return str(hint).replace("collections.abc.", "")

@@ -12,7 +12,6 @@ Finished runs are kept in --out and not repeated: the same command goes on after
 """
 
 import argparse
-import csv
 import json
 import logging
 import statistics
@@ -21,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,23 +30,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from a clone, nothing installed
-
 from basicsr.data.pair_pool import Pair
 from basicsr.metrics.edge_metrics import edge_precision_recall_f1, edge_psnr
+from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import UserError
+from basicsr.utils.files import write_whole
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config, check_paths, load_config
 from ldm.console import OneLineParser, some_path
+from ldm.evaluation.report.statistics import student_half_width
+from ldm.evaluation.report.summary import write_csv
+from ldm.models import build
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.sampling import Sampling
 from ldm.util import instantiate_from_config
 
+ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("none", "plain", "crop_gate", "gradient")
 METRICS = {"f1": "edge F1", "edge_psnr": "edge PSNR, dB", "psnr": "PSNR, dB"}
-# 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 EVALUATION = [
     "data.params.batch_size=5",
     "degradation.gt_size=128",
@@ -57,7 +59,7 @@ EVALUATION = [
 
 
 @dataclass(frozen=True)
-class Result:
+class ArmResult:
     """One evaluation: means over the frames."""
 
     arm: str
@@ -70,14 +72,13 @@ class Result:
 
 
 def arm_file(arm: str) -> Path:
+    """An arm's config."""
     return ROOT / "configs/demo/edge_experiment" / f"{arm}.yaml"
 
 
 def build_model(config: Config) -> LatentDiffusionSRTextWT:
-    block = dict(config.values["model"])
-    rate = block.pop("base_learning_rate")
-    model = instantiate_from_config(block)
-    model.learning_rate = rate
+    """A config's model, with its learning rate."""
+    model: LatentDiffusionSRTextWT = build.build_model(config, learning_rate=config.get("model.base_learning_rate"))
     return model
 
 
@@ -86,7 +87,8 @@ def pair_of(config: Config, seed: int) -> Pair:
     handed = {"sf": config.get("sf", 4), "use_usm": config.get("model.params.use_usm", False), "seed": seed}
     data = instantiate_from_config(config.values["data"], degradation=config.get("degradation"), **handed)
     data.setup()
-    return data.example_pair(torch.device("cpu"))
+    pair: Pair = data.example_pair(torch.device("cpu"))
+    return pair
 
 
 def measure_seconds(words: Sequence[str], rounds: int) -> dict[str, float]:
@@ -108,6 +110,7 @@ def measure_seconds(words: Sequence[str], rounds: int) -> dict[str, float]:
 
 
 def edges_of(images_pm1: Tensor) -> np.ndarray:
+    """RGB images (B, 3, H, W) in [-1, 1] -> where they have edges, bool (B, H, W)."""
     return EdgeMapGenerator().edges_01(images_pm1)[:, 0].bool().numpy()
 
 
@@ -119,7 +122,8 @@ def evaluate(config: Config, sampling_steps: int) -> dict[str, float]:
     for seed in (1, 2):
         pair, rng = pair_of(config, seed), torch_rng("cpu", "edge experiment", seed)
         z_lq = model.encode(pair, rng).z_lq
-        z = model.sample(z_lq, model.context(len(pair)), steps=sampling_steps, sampler="ddim", noise=model.noise(rng))
+        guidance = Guidance(model.context(len(pair)))
+        z = model.sample(z_lq, guidance, Sampling(sampling_steps, "ddim"), noise=model.noise(rng))
         sample_pm1 = model.decode(z).clamp(-1, 1)
         for pred, true, mine, gt in zip(
             edges_of(sample_pm1), edges_of(pair.gt_pm1), sample_pm1, pair.gt_pm1, strict=True
@@ -129,7 +133,7 @@ def evaluate(config: Config, sampling_steps: int) -> dict[str, float]:
     return dict(zip(METRICS, np.mean(rows, axis=0).tolist(), strict=True))
 
 
-def train_and_evaluate(args: argparse.Namespace, arm: str, seed: int, stops: dict[str, int]) -> list[Result]:
+def train_and_evaluate(args: argparse.Namespace, arm: str, seed: int, stops: dict[str, int]) -> list[ArmResult]:
     """Train an arm once, as far as the later stop, and evaluate its checkpoints at both."""
     first, last = min(stops.values()), max(stops.values())
     with tempfile.TemporaryDirectory(prefix="unfinished_", dir=args.out) as folder:
@@ -148,15 +152,15 @@ def train_and_evaluate(args: argparse.Namespace, arm: str, seed: int, stops: dic
             (file,) = Path(folder).glob(f"*/checkpoints/{name}.ckpt")
             trained = [*args.words, *EVALUATION, f"model.params.ckpt_path={file}", "model.params.ignore_keys=[]"]
             metrics = evaluate(load_config([arm_file(arm)], trained), args.sampling_steps)
-            results.append(Result(arm, seed, stop, steps, **metrics))
+            results.append(ArmResult(arm, seed, stop, steps, **metrics))
         return results
 
 
-def run(args: argparse.Namespace) -> list[Result]:
+def run(args: argparse.Namespace) -> list[ArmResult]:
     """All runs that are not there yet; returns the results of all."""
     timing = cached(args.out / "timing.json", lambda: measure_seconds(args.words, args.timing_rounds))
     budget = timing["plain"] * args.steps
-    results: list[Result] = []
+    results: list[ArmResult] = []
     bar = tqdm([(seed, arm) for seed in range(1, args.seeds + 1) for arm in ARMS], desc="runs")
     for seed, arm in bar:
         bar.set_postfix_str(f"{arm}, seed {seed}")
@@ -165,16 +169,20 @@ def run(args: argparse.Namespace) -> list[Result]:
         def make(arm: str = arm, seed: int = seed, stops: dict[str, int] = stops) -> list[dict[str, Any]]:
             return [asdict(result) for result in train_and_evaluate(args, arm, seed, stops)]
 
-        results += [Result(**row) for row in cached(args.out / f"{arm}_{seed}.json", make)]
+        results += [ArmResult(**row) for row in cached(args.out / f"{arm}_{seed}.json", make)]
     return results
 
 
-def cached(file: Path, make: Any) -> Any:
-    """What is in a JSON file, made and written as a whole where it is not there."""
-    if not file.exists():
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(make(), indent=1))
-        draft.replace(file)
+def cached(file: Path, make: Callable[[], Any]) -> Any:
+    """What is in a JSON file, made and written as a whole where it is not there or damaged."""
+    if file.exists():
+        try:
+            if kept := json.loads(file.read_bytes()):
+                return kept
+        except ValueError:
+            kept = None
+        print(f"{file} is damaged: what it held is made again", file=sys.stderr)
+    write_whole(file, json.dumps(make(), indent=1))
     return json.loads(file.read_text())
 
 
@@ -182,11 +190,10 @@ def interval(values: Sequence[float]) -> str:
     """Mean and half the width of its 95 % interval."""
     if len(values) < 2:
         return f"{values[0]:8.4f} (one seed)"
-    half = T_975[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):8.4f} ± {half:.4f}"
+    return f"{statistics.mean(values):8.4f} ± {student_half_width(values):.4f}"
 
 
-def table(results: Sequence[Result], start: dict[str, float], timing: dict[str, float]) -> str:
+def table(results: Sequence[ArmResult], start: dict[str, float], timing: dict[str, float]) -> str:
     """Means and intervals by arm, at the same steps and at the same time, and differences to the first arm."""
     lines = ["starting weights: " + ", ".join(f"{METRICS[key]} {value:.4f}" for key, value in start.items())]
     for stop, title in (("steps", "after the same steps"), ("time", "after the same time")):
@@ -217,10 +224,11 @@ def check_same_settings(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
+    """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
     parser = OneLineParser("edge_experiment.py", description=__doc__)
     parser.add_argument("--out", type=some_path, default=Path("logs/edge_experiment"))
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=5, choices=range(1, len(T_975) + 2), metavar="1..16")
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sampling-steps", type=int, default=4, help="DDIM steps of a sample")
     parser.add_argument("--timing-rounds", type=int, default=8)
     parser.add_argument("words", nargs="*", help="overrides for all arms: model.params.ckpt_path=null starts anew")
@@ -228,6 +236,7 @@ def main() -> int:
     logging.getLogger("ldm").setLevel(logging.ERROR)
     try:
         args = parser.parse_args()
+        checks.whole_number("--seeds", args.seeds, 1)
         check_paths(load_config([arm_file("none")], args.words))
         args.out.mkdir(parents=True, exist_ok=True)
         check_same_settings(args)
@@ -240,12 +249,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    with (args.out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(results[0])))
-        writer.writeheader()
-        writer.writerows(map(asdict, results))
+    write_csv(args.out / "results.csv", [asdict(result) for result in results])
     text = table(results, start, json.loads((args.out / "timing.json").read_text()))
-    (args.out / "table.txt").write_text(text + "\n")
+    write_whole(args.out / "table.txt", f"{text}\n")
     print(f"{text}\n\nin {args.out}: results.csv, table.txt, and a log for each run")
     return 0
 

@@ -11,8 +11,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone, nothing installed
-
 from basicsr.utils.errors import UserError
 from ldm.console import OneLineParser, some_path
 from ldm.models.diffusion.checkpoint import read_state_dict

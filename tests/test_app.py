@@ -98,9 +98,9 @@ def tab(address: str) -> Iterator[Tab]:
 @pytest.mark.browser
 def test_pictures_are_refused_upscaled_stopped(tab: Tab, folder: Path) -> None:
     tab.hand_in(folder / "notes.png")
-    tab.read("notes.png cannot be read as a picture (its content is of no known type); choose another file.")
+    tab.read("notes.png: cannot be read as a picture (its content is of no known type).")
     tab.hand_in(folder / "large.png")
-    tab.read("large.png is 451 × 300 pixels, and this page takes up to 0.02 megapixels; choose a smaller picture.")
+    tab.read("large.png: it is 451 × 300 pixels, and this page takes up to 0.02 megapixels; choose a smaller picture.")
     assert not tab.see("#go").is_enabled()
     tab.hand_in(folder / "cat.png")
     tab.read("24 × 20 pixels")
@@ -129,7 +129,10 @@ def test_mistakes_get_one_line(folder: Path) -> None:
 
 
 def test_without_gradio_it_says_what_to_install() -> None:
-    blocked = "import sys, runpy; sys.modules['gradio'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    blocked = (
+        "import sys, runpy; sys.modules['gradio'] = None; del sys.argv[0];"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", blocked, COMMAND[1]], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: the page needs Gradio: use make app, or pip install 'gradio>=6'\n"

@@ -16,7 +16,7 @@ import yaml
 from tiny_run import write_tiny_run
 
 from ldm.config import load_config
-from ldm.loggers import read_metrics
+from ldm.training.loggers import read_metrics
 from main import main
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def test_a_resumed_run_is_the_straight_one(here: Path, first: int) -> None:
     assert train("-n", "parted", "--max_steps", str(first)) == 0
     straight, parted = (next((here / "logs").glob(f"*_{name}")) for name in ("straight", "parted"))
     assert main(["--resume", str(parted), "--max_steps", "6"]) == 0
-    columns = [key for key in read_metrics(straight / "metrics.csv")[0]]
+    columns = list(read_metrics(straight / "metrics.csv")[0])
     losses = [
         [tuple(row.get(key) for key in columns) for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
         for run in (straight, parted)
@@ -215,7 +215,7 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--base", "tiny.yaml", "--scale_lr", "perhaps"], "neither true nor false"),
         (["--base", "tiny.yaml", "model.params.edge_loss_wieght=1"], "did you mean 'edge_loss_weight'?"),
         (["--base", "tiny.yaml", "model.params.edge_loss_weight=auto:no"], "auto:FRACTION"),
-        (["--base", "tiny.yaml", "model.params.edge_crop_by=edges"], "there is no window: set model.params.edge_crop"),
+        (["--base", "tiny.yaml", "model.params.edge_crop_by=edges"], "there is no window: set edge_crop"),
         (["--base", "tiny.yaml", "data.params.batch_size=9"], "takes 9 pictures and the training set has 4"),
         (["--base", "tiny.yaml", "data.params.batch_size=4"], "size=2 is no multiple of data.params.batch_size=4"),
         (["--base", "tiny.yaml", "model.base_learning_rate=0"], "must be a number above 0"),
@@ -230,7 +230,7 @@ def test_two_processes_train_as_one_run(here: Path) -> None:
         (["--base", "tiny.yaml", "-n", "a/b"], "a name of at most"),
         (["--base", "tiny.yaml", "model.params.ckpt_path=''"], "model.params.ckpt_path: is empty"),
         (["--base", "tiny.yaml", "lightning.trainer.logger=true"], "use --logger instead"),
-        (["--base", "five.yaml"], "five.yaml: base: 5 is no YAML file's name"),
+        (["--base", "five.yaml"], "five.yaml: base: 5 is not a YAML file's name"),
         (["--resume", "logs/none"], "there is no such folder or file"),
         (["--resume", "pictures"], "last.ckpt is not there"),
         (["--resume", "pictures", "--seed", "-1"], "--seed is -1"),
@@ -250,7 +250,7 @@ def test_mistakes_get_one_line(here: Path, capsys: pytest.CaptureFixture[str], w
     (["model.params.scale_factor=0"], "model.params.scale_factor is 0: give a number of 1e-06 or more"),
     (["model.params.time_replace=2000"], "model.params.time_replace is 2000: give a number from 2 to 1000"),
     (["data.params.num_workers=-1"], "data.params.num_workers is -1: give a number of 0 or more"),
-    (["data.params.train.params.crop_size=0"], "data.params.train: crop_size is 0"),
+    (["data.params.train.params.crop_size=0"], "data.params.train.params.crop_size is 0"),
     (["--val_check_interval", "1000"], "lightning: `val_check_interval` (1000) must be"),
 ])  # fmt: skip
 def test_mistakes_that_show_later_get_one_line_too(
@@ -289,13 +289,8 @@ def test_a_full_disk_leaves_the_former_checkpoint(
     monkeypatch.setattr(torch, "save", fill)
     assert main(["--resume", str(only_run(here)), "--max_steps", "2"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "last.ckpt cannot be written (No space left on device); the former one is as it was" in error
+    assert "last.ckpt cannot be written (no room on the disk: free some); the former one is as it was" in error
     assert last.read_bytes() == before and [file.name for file in last.parent.iterdir()] == ["last.ckpt"]
-
-
-def test_a_loss_that_is_no_number_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("model.base_learning_rate=1e30", "--max_steps", "3") == 0
-    assert "the loss is no finite number any more at step" in capsys.readouterr().out
 
 
 def test_a_failed_resume_leaves_the_run_as_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +16,22 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from test_demo import script
 from tiny_run import write_tiny_model
 
+from basicsr.utils.errors import FieldError
 from basicsr.utils.img_util import read_picture
 from ldm.config import load_config
-from ldm.inference import pipeline
+from ldm.inference import cli, networks
+from ldm.inference.picture import Picture
+from ldm.inference.pipeline import Upscaler
+from ldm.inference.tiled_vae import Progress
 from ldm.models.autoencoder import AutoencoderKL, AutoencoderKLResi
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).parents[1]
 PHOTO = Image.fromarray(skimage.data.chelsea())
 COMMAND = [sys.executable, str(ROOT / "scripts/upscale.py")]
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-upscale = script("upscale")
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ WORDS = ["--base", "tiny.yaml", "--ckpt", "model.ckpt", "--steps", "1", "--upsca
 
 
 def run(*words: str) -> int:
-    return upscale.main([*WORDS, *words])
+    return cli.main([*WORDS, *words])
 
 
 def files(folder: Path) -> set[str]:
@@ -83,10 +86,10 @@ def test_a_folder_keeps_its_structure_and_is_gone_on_with(here: Path, capsys: py
     photo(here / "in/sub/b.jpg", mode="L")
     photo(here / "in/sub/b.png")
     photo(here / "in/sub/deep/c.webp", 11, 17)
-    names = {"a.png", "sub/a.png", "sub/b.jpg.png", "sub/b.png.png", "sub/deep/c.png"}
+    names = {"a.png", "sub/a.jpg.png", "sub/b.jpg.png", "sub/b.png", "sub/deep/c.webp.png"}
     assert run("--input", "in", "--output", "in/out", "--batch", "2") == 0
     assert files(here / "in/out") == names
-    turned = Image.open("in/out/sub/a.png")
+    turned = Image.open("in/out/sub/a.jpg.png")
     assert turned.size == (24, 20) and dict(turned.getexif()) == {0x010E: "a cat"}
     assert Image.open("in/out/sub/b.jpg.png").mode == "L"
     first = {name: (here / "in/out" / name).stat().st_mtime_ns for name in names}
@@ -100,6 +103,64 @@ def test_a_folder_keeps_its_structure_and_is_gone_on_with(here: Path, capsys: py
     assert "5 upscaled; results" in capsys.readouterr().out
 
 
+def test_a_result_keeps_its_name_whatever_lies_beside_its_picture(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(here / "in/a.jpg")
+    photo(here / "in/b.PNG")
+    assert run("--input", "in") == 0
+    first = {name: (here / "results" / name).read_bytes() for name in ("a.jpg.png", "b.png")}
+    for name in ("a.png", "a.tif", "a.JPG", "a.b.jpg", "b.jpg"):
+        photo(here / "in" / name, mode="L")
+    capsys.readouterr()
+    assert run("--input", "in") == 0
+    assert "5 upscaled, 2 skipped" in capsys.readouterr().out
+    assert all((here / "results" / name).read_bytes() == content for name, content in first.items())
+    assert files(here / "results") == {*first, "a.png", "a.tif.png", "a.JPG.png", "a.b.jpg.png", "b.jpg.png"}
+    assert run("--input", "in/a.jpg") == 0  # alone it has the same name
+    assert "1 skipped" in capsys.readouterr().out
+
+
+def test_a_result_that_is_not_finite_is_failed_and_never_finished(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load("model.ckpt", weights_only=True)["state_dict"]
+    for part in ("weight", "bias"):
+        state[f"model.diffusion_model.input_blocks.0.0.{part}"] *= 1e6  # fine in fp32, beyond fp16
+    torch.save(state, "large.ckpt")
+    for _ in range(2):
+        assert run("--input", "photo.png", "--ckpt", "large.ckpt", "--precision", "fp16") == 2
+        said = capsys.readouterr()
+        assert said.err.splitlines()[-1].startswith(
+            "error: photo.png: --precision is fp16, in which this result is not"
+        )
+        assert "choose bf16 or fp32" in said.err and "upscaled" not in said.out and not files(here / "results")
+    assert run("--input", "photo.png", "--ckpt", "large.ckpt") == 0
+
+
+def test_one_failure_in_a_batch_is_that_pictures_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        photo(here / f"in/{name}.png", mode="L" if name == "b" else "RGB")
+    whole = Upscaler.upscale
+
+    def fails_for_grey(self: Upscaler, pictures: Sequence[Picture], progress: Progress) -> list[Picture]:
+        if any(picture.grey for picture in pictures):
+            raise FieldError("precision", "is fp16")
+        return whole(self, pictures, progress)
+
+    monkeypatch.setattr(Upscaler, "upscale", fails_for_grey)
+    assert run("--input", "in", "--batch", "3") == 1
+    assert files(here / "results") == {"a.png", "c.png"}
+
+
+def test_the_limit_on_pixels_may_be_raised_and_lowered(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--input", "photo.png", "--max_pixels", "119") == 2
+    assert "photo.png: has more than 119 pixels; raise max_pixels to read it" in capsys.readouterr().err
+    assert run("--input", "photo.png", "--max_pixels", "120") == 0
+    assert run("--input", "photo.png", "--max_pixels", "0") == 2
+    assert "--max_pixels is 0: give 1 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", ["picture", "seed", "bits"])
 def test_a_result_of_something_else_is_neither_finished_nor_overwritten(
     here: Path, capsys: pytest.CaptureFixture[str], change: str
@@ -110,14 +171,14 @@ def test_a_result_of_something_else_is_neither_finished_nor_overwritten(
         photo(here / "photo.png", mode="L")
     words = {"picture": [], "seed": ["--seed", "5"], "bits": ["--bits", "16"]}[change]
     assert run("--input", "photo.png", *words) == 2
-    assert "is there, made from another picture or with other settings; --overwrite" in capsys.readouterr().err
+    assert "is there, made from another picture or with other settings; overwrite" in capsys.readouterr().err
     assert (here / "results/photo.png").read_bytes() == before
     assert run("--input", "photo.png", *words, "--overwrite") == 0
     assert (here / "results/photo.png").read_bytes() != before
 
 
 @pytest.mark.parametrize(("names", "flags"), [
-    (("a.png", "a_compare.png"), ["--compare"]), (("a.png", "a.jpg", "a.png.png"), []),
+    (("a.png", "a_compare.png"), ["--compare"]), (("a.jpg", "a.jpg.png"), []), (("a.png", "A/../a.PNG"), []),
 ])  # fmt: skip
 def test_two_pictures_never_share_a_file(
     here: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], flags: list[str]
@@ -195,22 +256,23 @@ def test_a_cfw_checkpoint_changes_the_decoder(here: Path) -> None:
 
 
 def test_without_a_checkpoint_the_demo_weights_are_taken(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "configs/demo").mkdir(parents=True)
     # As they are stored: in half precision, without the autoencoder, which has a file of its own.
     state = torch.load("model.ckpt", weights_only=True)["state_dict"]
     halves = {key: value.half() for key, value in state.items() if not key.startswith("first_stage_model.")}
-    save_file(halves, "demo.safetensors")
+    save_file(halves, "configs/demo/upscaler.safetensors")
     stage = load_config(["tiny.yaml"]).get("model.params.first_stage_config.params")
     torch.manual_seed(0)
     first_stage = AutoencoderKL(stage["ddconfig"], stage["lossconfig"], 4)
     save_file(first_stage.state_dict(), "vae.safetensors")
-    (here / "demo.yaml").write_text(
-        "base: tiny.yaml\nmodel: {params: {first_stage_config: {params: {ckpt_path: vae.safetensors}}}}\n"
+    (here / "configs/demo/upscaler.yaml").write_text(
+        f"base: {here}/tiny.yaml\n"
+        "model: {params: {first_stage_config: {params: {ckpt_path: vae.safetensors}}}}\n"
     )
-    monkeypatch.setattr(pipeline, "DEMO_CONFIG", here / "demo.yaml")
-    monkeypatch.setattr(pipeline, "DEMO_WEIGHTS", here / "demo.safetensors")
-    assert upscale.main(["--input", "photo.png"]) == 0
+    monkeypatch.setattr(networks.shipped, "root", lambda: here)
+    assert cli.main(["--input", "photo.png"]) == 0
     assert Image.open("results/photo.png").size == (40, 48)
-    model = pipeline.Upscaler.from_checkpoint().networks.model
+    model = Upscaler.from_checkpoint().networks.model
     assert torch.equal(model.first_stage_model.decoder.conv_in.weight, first_stage.decoder.conv_in.weight)
 
 
@@ -227,12 +289,12 @@ def truncated(file: str) -> str:
     (["--tile", "half"], "--tile is 'half'"),
     (["--tile_overlap", "32"], "choose less than the tiles' 32 pixels"),
     (["--sampler", "dpm"], "did you mean 'ddpm'?"),
-    (["--precision", "fp8"], "--precision 'fp8' is not known"),
+    (["--precision", "fp8"], "--precision is 'fp8'"),
     (["--device", "abacus"], "--device abacus is not there"),
     (["--bits", "12"], "--bits is 12"),
     (["--dec_w", "2"], "--dec_w is 2"),
-    (["--start_t", "1000"], "start_t is 1000"),
-    (["--start_t", "2", "--steps", "4"], "--steps is 4: from --start_t 2 on at most 3 can be taken"),
+    (["--start_t", "1000"], "--start_t is 1000"),
+    (["--start_t", "2", "--steps", "4"], "--steps is 4: from start_t 2 on at most 3 can be taken"),
     (["--start_t", "-1"], "--start_t is -1"),
     (["--unknown"], "--unknown"),
     (["--input", "gone.png"], "--input gone.png is not there"),
@@ -241,7 +303,7 @@ def truncated(file: str) -> str:
     (["--input", "one.png"], "one.png: it is 1 x 1 pixels: each side must be 8 or more"),
     (["--input", "thread.png"], "thread.png: it is 20000 x 3 pixels"),
     (["--input", "empty"], "holds no pictures"),
-    (["--output", "."], "the result would replace photo.png"),
+    (["--output", "."], "--output is .: the result would replace photo.png"),
     (["--output", "text.png/sub"], "cannot be written (Not a directory)"),
     (["--output", "/proc/results"], "cannot be written"),
     (["--base", "gone.yaml"], "gone.yaml is not there"),
@@ -273,8 +335,8 @@ def test_mistakes_get_one_line_and_leave_nothing(
 
 def test_a_config_without_its_checkpoint(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (WORDS[:2], WORDS[2:4]):
-        assert upscale.main([*words, "--input", "photo.png"]) == 2
-        assert "--base and --ckpt belong together" in capsys.readouterr().err
+        assert cli.main([*words, "--input", "photo.png"]) == 2
+        assert "the two belong together" in capsys.readouterr().err
 
 
 def test_no_room_on_the_disk(here: Path) -> None:
@@ -302,7 +364,7 @@ def test_not_enough_memory(here: Path, capsys: pytest.CaptureFixture[str]) -> No
         resource.setrlimit(resource.RLIMIT_AS, before)
     error = capsys.readouterr().err
     assert error.startswith("error: large.png: not enough memory for a result of 4800 x 3200 pixels; choose smaller")
-    assert "such as --tile" in error and error.count("\n") == 1
+    assert "such as tile" in error and error.count("\n") == 1
     assert files(here / "results") == set()
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ldm.config import load_config
-from ldm.util import instantiate_from_config
+from ldm.models.build import build_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,10 +34,8 @@ lightning:
 def write_tiny_model(folder: Path) -> dict[str, torch.Tensor]:
     """tiny.yaml and a checkpoint of its model with random weights, model.ckpt; returns its state dict."""
     (folder / "tiny.yaml").write_text(TINY)
-    block = dict(load_config([folder / "tiny.yaml"]).values["model"])
-    block.pop("base_learning_rate")
     torch.manual_seed(0)
-    state = instantiate_from_config(block).state_dict()
+    state: dict[str, torch.Tensor] = build_model(load_config([folder / "tiny.yaml"])).state_dict()
     torch.save({"state_dict": state}, folder / "model.ckpt")
     return state
 

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basicsr.data.degradations import add_gaussian_noise, add_poisson_noise, round_to_8_bits, uniform_per_sample
+from basicsr.data.degradations import add_gaussian_noise, add_poisson_noise, uniform_per_sample
 from basicsr.utils import checks
 from basicsr.utils.diffjpeg import DiffJPEG
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, did_you_mean
 from basicsr.utils.img_process_util import USMSharp, filter2D
+from basicsr.utils.ranges import rounded_01
 
 RESIZE_DIRECTIONS = ("up", "down", "keep")
 RESIZE_MODES = ("area", "bilinear", "bicubic")
@@ -30,7 +31,7 @@ class DegradationConfig:
     A name that ends with 2 belongs to the second stage. A range is [lowest, highest].
 
     Raises:
-        UserError: a value that cannot be; the message names the key.
+        FieldError: a value that cannot be.
     """
 
     resize_prob: Sequence[float]  # of enlarging, of reducing, of keeping the size
@@ -62,22 +63,22 @@ class DegradationConfig:
         """From the YAML's block and, as `extra`, the options that stand elsewhere in the YAML.
 
         Raises:
-            UserError: besides bad values, a key that is not known or one that is missing.
+            FieldError: besides bad values, a key that is not known or one that is missing (field "degradation").
         """
         if not isinstance(mapping, Mapping):
-            raise UserError(f"degradation is {mapping!r}: give a block of options, as in the shipped configs")
+            raise FieldError("degradation", f"is {mapping!r}: give a block of options, as in the shipped configs")
         given = {**mapping, **extra}
         for key in given:
             if key not in cls.__dataclass_fields__:
-                raise checks.unknown("key in degradation:", str(key), cls.__dataclass_fields__)
+                raise FieldError(str(key), f"is not known{did_you_mean(str(key), cls.__dataclass_fields__)}")
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in given]
         if missing:
-            raise UserError(f"degradation: lacks {', '.join(missing)}")
+            raise FieldError("degradation", f"lacks {', '.join(missing)}")
         return cls(**given)
 
     def stage(self, suffix: str) -> "Stage":
         """The options of the first stage ("") or of the second ("2")."""
-        return Stage(*(getattr(self, field.name + suffix) for field in fields(Stage)))
+        return Stage(**{field.name: getattr(self, field.name + suffix) for field in fields(Stage)})
 
 
 @dataclass(frozen=True)
@@ -95,27 +96,26 @@ class Stage:
 
 def _checked(name: str, value: Any) -> Any:
     """The clean value of the field `name`."""
-    key = name if name in ("sf", "use_usm") else f"degradation.{name}"
     match name.removesuffix("2"):
         case "resize_prob":
-            return checks.weights(key, value, RESIZE_DIRECTIONS)
+            return checks.weights(name, value, RESIZE_DIRECTIONS)
         case "resize_range":
-            low, high = checks.interval(key, value, low=0.01)
+            low, high = checks.interval(name, value, low=0.01)
             if not low <= 1 <= high:
-                raise UserError(f"{key} is [{low:g}, {high:g}]: 1, which keeps the size, must lie in it")
+                raise FieldError(name, f"is [{low:g}, {high:g}]: 1, which keeps the size, must lie in it")
             return low, high
         case "noise_range" | "poisson_scale_range":
-            return checks.interval(key, value, low=0)
+            return checks.interval(name, value, low=0)
         case "jpeg_range":
-            return checks.interval(key, value, 1, 100)
+            return checks.interval(name, value, 1, 100)
         case "gt_size":
-            return None if value is None else checks.whole_number(key, value, 1)
+            return None if value is None else checks.whole_number(name, value, 1)
         case "sf":
-            return checks.whole_number(key, value, 1)
+            return checks.whole_number(name, value, 1)
         case "use_usm":
-            return checks.switch(key, value)
+            return checks.switch(name, value)
         case _:
-            return checks.probability(key, value)
+            return checks.probability(name, value)
 
 
 class DegradationPipeline:
@@ -148,17 +148,31 @@ class DegradationPipeline:
         Returns:
             LQ and GT, (B, 3, H, W) or (B, 3, gt_size, gt_size) each, in [0, 1].
         """
+        lq_01, gt_01, _ = self.with_maps(gt_01, kernel1, kernel2, sinc_kernel, rng, gt_01[:, :0])
+        return lq_01, gt_01
+
+    @torch.no_grad()
+    def with_maps(
+        self,
+        gt_01: Tensor,
+        kernel1: Tensor,
+        kernel2: Tensor,
+        sinc_kernel: Tensor,
+        rng: torch.Generator,
+        maps: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, with `maps` (B, C, H, W) of the pictures, which are cropped alike and not degraded."""
         # Choices that steer the host come from a generator of its own, so that the device is waited for only once.
         host = np.random.default_rng(int(torch.randint(2**62, (), generator=rng, device=rng.device)))
         with torch.autocast(gt_01.device.type, enabled=False):
             if self.config.use_usm:
                 gt_01 = self._usm.to(gt_01.device)(gt_01)
             if host.random() < self.config.no_degradation_prob:
-                return self._cropped(gt_01.clone(), gt_01, host)
+                return self._cropped(gt_01.clone(), gt_01, maps, host)
             small = self._first_stage(gt_01, kernel1, host, rng)
             small = self._second_stage(small, gt_01.shape[-2:], kernel2, sinc_kernel, host, rng)
-            lq_01 = _resized(round_to_8_bits(small), gt_01.shape[-2:], "bicubic").clamp(0, 1)
-            return self._cropped(lq_01, gt_01, host)
+            lq_01 = _resized(rounded_01(small), gt_01.shape[-2:], "bicubic").clamp(0, 1)
+            return self._cropped(lq_01, gt_01, maps, host)
 
     def _first_stage(self, img: Tensor, kernel: Tensor, host: np.random.Generator, rng: torch.Generator) -> Tensor:
         """Blur, resize, noise, JPEG."""
@@ -189,14 +203,17 @@ class DegradationPipeline:
 
     def _compressed(self, img: Tensor, stage: Stage, rng: torch.Generator) -> Tensor:
         quality = uniform_per_sample(img, stage.jpeg_range, rng).flatten()
-        return self._jpeg.to(img.device)(img.clamp(0, 1), quality)
+        compressed: Tensor = self._jpeg.to(img.device)(img.clamp(0, 1), quality)
+        return compressed
 
-    def _cropped(self, lq: Tensor, gt: Tensor, host: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The same random square of both, where they are larger than gt_size."""
+    def _cropped(
+        self, lq: Tensor, gt: Tensor, maps: Tensor, host: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same random square of all, where they are larger than gt_size."""
         size = self.config.gt_size or max(gt.shape[-2:])
         top, left = (int(host.integers(max(side - size, 0) + 1)) for side in gt.shape[-2:])
         square = (..., slice(top, top + size), slice(left, left + size))
-        return lq[square], gt[square]
+        return lq[square], gt[square], maps[square]
 
 
 def _noisy(img: Tensor, stage: Stage, host: np.random.Generator, rng: torch.Generator) -> Tensor:
@@ -220,4 +237,5 @@ def _scaled(size: Sequence[int], scale: float, sf: int) -> tuple[int, int]:
 
 def _resized(img: Tensor, size: Sequence[int], mode: str) -> Tensor:
     """Without anti-aliasing: the aliasing of careless tools is part of what is imitated."""
-    return F.interpolate(img, size=tuple(size), mode=str(mode))
+    resized: Tensor = F.interpolate(img, size=tuple(size), mode=str(mode))
+    return resized

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LUMA_WEIGHTS = (0.2989, 0.587, 0.114)  # grey = these times R, G, B (ITU-R BT.601)
+from basicsr.utils.colour import TORCHVISION_LUMA, luma
+from basicsr.utils.ranges import to_u8
 
 
 def uniform_per_sample(like: Tensor, interval: Sequence[float], rng: torch.Generator) -> Tensor:
@@ -39,15 +40,13 @@ def add_poisson_noise(img_01: Tensor, scale_range: Sequence[float], gray_prob: f
     """
     scale = uniform_per_sample(img_01, scale_range, rng)
     gray = uniform_per_sample(img_01, (0, 1), rng) < gray_prob
-    red, green, blue = img_01.unbind(1)
-    luma = LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
-    noise = torch.where(gray, _shot_noise(luma[:, None], rng), _shot_noise(img_01, rng))
+    noise = torch.where(gray, _shot_noise(luma(img_01, TORCHVISION_LUMA), rng), _shot_noise(img_01, rng))
     return (img_01 + scale * noise).clamp(0, 1)
 
 
 def _shot_noise(img_01: Tensor, rng: torch.Generator) -> Tensor:
     """Poisson counts of the picture in 8 bits, less their mean, in units of white: (B, C, H, W)."""
-    levels = (img_01.clamp(0, 1) * 255).round()
+    levels = to_u8(img_01).to(img_01.dtype)
     photons = _photons_at_white(levels)
     mean = levels / 255
     return torch.poisson(mean * photons, generator=rng) / photons - mean
@@ -58,8 +57,3 @@ def _photons_at_white(levels: Tensor) -> Tensor:
     found = torch.zeros(len(levels), 256, dtype=torch.bool, device=levels.device)
     found.scatter_(1, levels.flatten(1).long(), True)
     return torch.exp2(found.sum(1).log2().ceil()).to(levels.dtype)[:, None, None, None]
-
-
-def round_to_8_bits(img_01: Tensor) -> Tensor:
-    """Any (…) => [0, 1] in steps of 1/255, as a picture file would hold it."""
-    return (img_01 * 255).round().clamp(0, 255) / 255

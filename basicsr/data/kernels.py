@@ -4,14 +4,15 @@ Kernels are float64 arrays (size, size) that sum to 1. Lengths are in pixels, an
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError
 
 KERNEL_SIZE = 21  # every drawn kernel is zero-padded to this side, so that a batch of them is one array
 SMALLEST_SIZE = 7
@@ -25,7 +26,7 @@ def _offsets(size: int) -> tuple[Kernel, Kernel]:
     return x, y
 
 
-def _squared_distance(size: int, sigma_x: float, sigma_y: float, theta: float, isotropic: bool) -> Kernel:
+def _squared_distance(size: int, sigma_x: float, sigma_y: float, theta: float, *, isotropic: bool) -> Kernel:
     """Squared Mahalanobis distance from the centre; the axis of sigma_x is turned by theta from x towards y."""
     x, y = _offsets(size)
     if isotropic:
@@ -36,30 +37,32 @@ def _squared_distance(size: int, sigma_x: float, sigma_y: float, theta: float, i
 
 
 def _normalised(kernel: Kernel) -> Kernel:
-    return kernel / kernel.sum()
+    return np.asarray(kernel / kernel.sum())
 
 
-def bivariate_gaussian(size: int, sigma_x: float, sigma_y: float, theta: float, isotropic: bool) -> Kernel:
+def bivariate_gaussian(size: int, sigma_x: float, sigma_y: float, theta: float, *, isotropic: bool) -> Kernel:
     """exp(-d^2 / 2). If isotropic, sigma_x alone matters; so in the next two."""
-    return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta, isotropic)))
+    return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta, isotropic=isotropic)))
 
 
 def bivariate_generalized_gaussian(
-    size: int, sigma_x: float, sigma_y: float, theta: float, beta: float, isotropic: bool
+    size: int, sigma_x: float, sigma_y: float, theta: float, beta: float, *, isotropic: bool
 ) -> Kernel:
     """exp(-(d^2)^beta / 2) (Liu et al. 2020, Estimating Generalized Gaussian Blur Kernels for Out-of-Focus Images)."""
-    return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta, isotropic) ** beta))
+    return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta, isotropic=isotropic) ** beta))
 
 
-def bivariate_plateau(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float, isotropic: bool) -> Kernel:
+def bivariate_plateau(
+    size: int, sigma_x: float, sigma_y: float, theta: float, beta: float, *, isotropic: bool
+) -> Kernel:
     """1 / (1 + (d^2)^beta): flat in the middle, with heavy tails."""
-    return _normalised(1 / (1 + _squared_distance(size, sigma_x, sigma_y, theta, isotropic) ** beta))
+    return _normalised(1 / (1 + _squared_distance(size, sigma_x, sigma_y, theta, isotropic=isotropic) ** beta))
 
 
 def _bessel_j1(x: Kernel) -> Kernel:
     """J1 by Bessel's integral, the mean of cos(t - x sin t); with 64 midpoints exact to float64 while |x| < 60."""
     t = (np.arange(64) + 0.5) * (math.pi / 64)
-    return np.cos(t - x[..., None] * np.sin(t)).mean(-1)
+    return np.asarray(np.cos(t - x[..., None] * np.sin(t)).mean(-1))
 
 
 def circular_lowpass_kernel(cutoff: float, size: int, pad_to: int = 0) -> Kernel:
@@ -94,7 +97,7 @@ class KernelOptions:
     """What one stage's blur kernel is drawn from; the fields are the YAML's keys, less the 2 of the second stage.
 
     Raises:
-        UserError: a value that cannot be; the message names the YAML key, with `suffix` ("" or "2").
+        FieldError: a value that cannot be; the field is the YAML's key, with `suffix` ("" or "2").
     """
 
     blur_kernel_size: int  # largest side, odd, 7 to 21
@@ -106,6 +109,12 @@ class KernelOptions:
     betap_range: Sequence[float]  # exponents of the plateaus
     suffix: str = ""
 
+    @classmethod
+    def of(cls, keys: Mapping[str, Any], suffix: str) -> "KernelOptions":
+        """Those of the first round ("") or of the second ("2"), from all keys of a data set."""
+        own = [field.name for field in fields(cls) if field.name != "suffix"]
+        return cls(**{name: keys[name + suffix] for name in own}, suffix=suffix)
+
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
@@ -113,12 +122,12 @@ class KernelOptions:
         key = {name: name + self.suffix for name in self.__dataclass_fields__}
         size = checks.whole_number(key["blur_kernel_size"], self.blur_kernel_size, SMALLEST_SIZE, KERNEL_SIZE)
         if size % 2 == 0:
-            raise UserError(f"{key['blur_kernel_size']} is {size}: give an odd number")
+            raise FieldError(key["blur_kernel_size"], f"is {size}: give an odd number")
         if not isinstance(self.kernel_list, Sequence) or isinstance(self.kernel_list, str):
-            raise UserError(f"{key['kernel_list']} is {self.kernel_list!r}: give a list of {', '.join(KERNELS)}")
+            raise FieldError(key["kernel_list"], f"is {self.kernel_list!r}: give a list of {', '.join(KERNELS)}")
         for name in self.kernel_list:
             if name not in KERNELS:
-                raise checks.unknown(f"kernel in {key['kernel_list']}", name, KERNELS)
+                raise checks.unknown(key["kernel_list"], str(name), KERNELS)
         put("kernel_list", tuple(self.kernel_list))
         put("kernel_prob", checks.weights(key["kernel_prob"], self.kernel_prob, self.kernel_list))
         checks.probability(key["sinc_prob"], self.sinc_prob)
@@ -146,12 +155,12 @@ def random_blur_kernel(rng: np.random.Generator, options: KernelOptions, size: i
     if not isotropic:
         sigma_y, theta = rng.uniform(low, high), rng.uniform(-math.pi, math.pi)
     if family == "gaussian":
-        return bivariate_gaussian(size, sigma_x, sigma_y, theta, isotropic)
+        return bivariate_gaussian(size, sigma_x, sigma_y, theta, isotropic=isotropic)
     if family == "generalized":
         beta = _random_beta(rng, *options.betag_range)
-        return bivariate_generalized_gaussian(size, sigma_x, sigma_y, theta, beta, isotropic)
+        return bivariate_generalized_gaussian(size, sigma_x, sigma_y, theta, beta, isotropic=isotropic)
     beta = _random_beta(rng, *options.betap_range)
-    return bivariate_plateau(size, sigma_x, sigma_y, theta, beta, isotropic)
+    return bivariate_plateau(size, sigma_x, sigma_y, theta, beta, isotropic=isotropic)
 
 
 def random_sinc_kernel(rng: np.random.Generator, size: int) -> Kernel:

@@ -4,38 +4,54 @@ A batch is degraded as a whole, so its samples share resize modes and orders of 
 keeps `size` finished pairs and exchanges random ones for those of each new batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError
 from basicsr.utils.rng import numpy_rng
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A batch of low-quality and ground-truth pictures of the same size, with the files they came from.
+    """A batch of low-quality and ground-truth pictures of the same size, and what belongs to each sample.
 
     Raises:
-        ValueError: the three disagree on the number of samples, or the pictures on their size.
+        ValueError: the parts disagree on the number of samples, or the pictures on their size.
     """
 
     lq_pm1: Tensor  # (B, 3, H, W), -1 to 1
     gt_pm1: Tensor  # (B, 3, H, W), -1 to 1
-    paths: tuple[str, ...]  # B of them
+    paths: tuple[str, ...]  # B of them, the files they came from
+    edge_01: Tensor | None = None  # (B, 1, H, W), 0 to 1: the data set's edge maps, where it has any
 
     def __post_init__(self) -> None:
-        if self.lq_pm1.shape != self.gt_pm1.shape or len(self.paths) != len(self.gt_pm1):
+        batch, _, *size = self.gt_pm1.shape
+        fits = self.lq_pm1.shape == self.gt_pm1.shape and len(self.paths) == batch
+        if not fits or (self.edge_01 is not None and self.edge_01.shape != (batch, 1, *size)):
+            edge = "" if self.edge_01 is None else f", edge_01 {tuple(self.edge_01.shape)}"
             raise ValueError(
-                f"not a pair: lq_pm1 {tuple(self.lq_pm1.shape)}, gt_pm1 {tuple(self.gt_pm1.shape)}, "
+                f"not a pair: lq_pm1 {tuple(self.lq_pm1.shape)}, gt_pm1 {tuple(self.gt_pm1.shape)}{edge}, "
                 f"{len(self.paths)} paths"
             )
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __getitem__(self, samples: slice | Sequence[int]) -> "Pair":
+        """Some of the samples, whole; places make copies."""
+        places = range(len(self))[samples] if isinstance(samples, slice) else samples
+        edge_01 = None if self.edge_01 is None else self.edge_01[samples]
+        return Pair(self.lq_pm1[samples], self.gt_pm1[samples], tuple(self.paths[i] for i in places), edge_01)
+
+    def cropped(self, rows: slice, columns: slice) -> "Pair":
+        """The same window of every picture and map."""
+        window = (..., rows, columns)
+        edge_01 = None if self.edge_01 is None else self.edge_01[window]
+        return Pair(self.lq_pm1[window], self.gt_pm1[window], self.paths, edge_01)
 
 
 class PairPool:
@@ -44,18 +60,17 @@ class PairPool:
     What is drawn depends on (seed, rank, number of calls) alone.
 
     Raises:
-        UserError: `size` is negative.
+        FieldError: `size` is negative.
     """
 
     def __init__(self, size: int, seed: int, rank: int = 0) -> None:
         if size < 0:
-            raise UserError(f"queue_size is {size}: use a multiple of the batch size, or 0 for no pair pool")
+            raise FieldError("queue_size", f"is {size}: use a multiple of the batch size, or 0 for no pair pool")
         self.size = size
         self._stream = ("pool", seed, rank)
         self._calls = 0
         self._held = 0
-        self._lq: Tensor | None = None
-        self._gt: Tensor | None = None
+        self._parts: dict[str, Tensor] = {}  # the pictures and maps of all places, by their names in `Pair`
         self._paths: list[str] = [""] * size
 
     @torch.no_grad()
@@ -66,15 +81,18 @@ class PairPool:
         whose places the new ones take. A later batch may be shorter than the first, as an epoch's last one is.
 
         Raises:
-            UserError: the pool's size is no multiple of the first batch's.
+            FieldError: the pool's size is not a multiple of the first batch's.
+            ValueError: the batch has edge maps and the pool none, or the other way round.
         """
         if self.size == 0:
             return pair
         self._calls += 1
-        if self._lq is None or self._gt is None:
+        parts = _parts(pair)
+        if not self._parts:
             self._check_size(len(pair))
-            self._lq = pair.lq_pm1.new_empty((self.size, *pair.lq_pm1.shape[1:]))
-            self._gt = pair.gt_pm1.new_empty((self.size, *pair.gt_pm1.shape[1:]))
+            self._parts = {name: part.new_empty((self.size, *part.shape[1:])) for name, part in parts.items()}
+        if parts.keys() != self._parts.keys():
+            raise ValueError(f"a batch of {', '.join(parts)} for a pool of {', '.join(self._parts)}")
         if self._held < self.size:
             count = min(len(pair), self.size - self._held)
             self._store(list(range(self._held, self._held + count)), pair)
@@ -82,32 +100,33 @@ class PairPool:
             return pair
         rng = numpy_rng(*self._stream, self._calls)
         places = rng.choice(self.size, size=len(pair), replace=False).tolist()
-        stored = Pair(self._lq[places], self._gt[places], tuple(self._paths[i] for i in places))  # indexing copies
+        paths = tuple(self._paths[i] for i in places)
+        stored = Pair(paths=paths, **{name: part[places] for name, part in self._parts.items()})  # indexing copies
         self._store(places, pair)
         return stored
 
     def state_dict(self) -> dict[str, Any]:
         """What the pool holds and how often it was asked, as plain data and tensors."""
-        return {"lq_pm1": self._lq, "gt_pm1": self._gt, "paths": self._paths, "held": self._held, "calls": self._calls}
+        return {**self._parts, "paths": self._paths, "held": self._held, "calls": self._calls}
 
-    def load_state_dict(self, state: Mapping[str, Any], like: Tensor) -> bool:
-        """Take up a saved state, on the device of `like`, a batch (B, 3, H, W) of the pictures to come.
+    def load_state_dict(self, state: Mapping[str, Any], like: Pair) -> bool:
+        """Take up a saved state, on the device of `like`, a batch of the samples to come.
 
         Returns:
-            False, with nothing done, where the saved pool has another size or other frames.
+            False, with nothing done, where the saved pool has another size, other frames, or other parts.
         """
-        lq, gt = state["lq_pm1"], state["gt_pm1"]
-        if lq is None or gt is None or (len(lq), *lq.shape[1:]) != (self.size, *like.shape[1:]):
+        parts = {name: part for name, part in state.items() if isinstance(part, Tensor)}
+        wanted = {name: (self.size, *part.shape[1:]) for name, part in _parts(like).items()}
+        if {name: tuple(part.shape) for name, part in parts.items()} != wanted:
             return False
-        self._lq, self._gt = lq.to(like.device), gt.to(like.device)
+        self._parts = {name: part.to(like.gt_pm1.device, copy=True) for name, part in parts.items()}
         self._paths, self._held, self._calls = list(state["paths"]), state["held"], state["calls"]
         return True
 
     def _store(self, places: list[int], pair: Pair) -> None:
         """Write the first len(places) samples of `pair` there, each sample's parts to the same place."""
-        assert self._lq is not None and self._gt is not None  # push_pop has made them
-        self._lq[places] = pair.lq_pm1[: len(places)]
-        self._gt[places] = pair.gt_pm1[: len(places)]
+        for name, part in _parts(pair).items():
+            self._parts[name][places] = part[: len(places)]
         for place, path in zip(places, pair.paths, strict=False):  # the pool's last gap may be shorter than the batch
             self._paths[place] = path
 
@@ -115,7 +134,13 @@ class PairPool:
         below = self.size // batch_size * batch_size
         if below != self.size:
             nearest = " or ".join(str(n) for n in (below, below + batch_size) if n > 0)
-            raise UserError(
-                f"queue_size is {self.size}, no multiple of the batch size {batch_size}: "
-                f"use {nearest}, or 0 for no pair pool"
+            raise FieldError(
+                "queue_size",
+                f"is {self.size}, not a multiple of the batch size {batch_size}: use {nearest}, or 0 for no pair pool",
             )
+
+
+def _parts(pair: Pair) -> dict[str, Tensor]:
+    """A pair's tensors by name."""
+    maps = {} if pair.edge_01 is None else {"edge_01": pair.edge_01}
+    return {"lq_pm1": pair.lq_pm1, "gt_pm1": pair.gt_pm1, **maps}

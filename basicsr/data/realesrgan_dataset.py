@@ -5,32 +5,93 @@ The degradation itself runs later, on the training device (`basicsr.data.degrada
 
 import itertools
 import logging
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from basicsr.data.kernels import KERNEL_SIZE, KERNELS, KernelOptions, draw_final_sinc, draw_kernel
+from basicsr.data.picture_lists import Folders, PathList, PictureSources
 from basicsr.data.transforms import random_crop, random_flips
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError
-from basicsr.utils.img_util import PICTURE_SUFFIXES, as_01, find_pictures, read_rgb
+from basicsr.utils.colour import luma
+from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.img_util import MAX_PIXELS, Pixels, as_01, read_picture, read_rgb
 from basicsr.utils.rng import numpy_rng
 
 log = logging.getLogger(__name__)
 
-Folders = str | Sequence[str]
-
-# What StableSR calls small: fewer bytes than this, or fewer pixels than that.
-SMALL_BYTES = 100 * 1024
-SMALL_PIXELS = 384 * 384
 _KERNEL_PROB = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+# So many files in a row that cannot be read are no accident: the disk is gone, or the folder is the wrong one.
+_MOST_IN_A_ROW = 100
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """How a sample is cut out of a picture."""
+
+    crop_size: int
+    use_hflip: bool
+    use_rot: bool
+
+    def __post_init__(self) -> None:
+        checks.whole_number("crop_size", self.crop_size, 1)
+        checks.switch("use_hflip", self.use_hflip)
+        checks.switch("use_rot", self.use_rot)
+
+    def cut(self, pixels: Pixels, seed: int, epoch: int, index: int) -> Tensor:
+        """Pixels (H, W, C) -> float32 (C, crop_size, crop_size) in [0, 1]; the same place for pictures of one size."""
+        crop = random_crop(pixels, self.crop_size, numpy_rng("crop", seed, epoch, index))
+        crop = random_flips(crop, numpy_rng("flips", seed, epoch, index), self.use_hflip, self.use_rot)
+        return torch.from_numpy(np.ascontiguousarray(as_01(crop).transpose(2, 0, 1)))
+
+
+@dataclass(frozen=True)
+class EdgeMaps:
+    """A folder of edge maps, each with its picture's name and `.png`."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, edge_map_path: str | None, pictures: Sequence[str]) -> "EdgeMaps | None":
+        """None for no folder.
+
+        Raises:
+            FieldError: the folder is not there, or has the map of no picture.
+        """
+        if edge_map_path is None:
+            return None
+        maps = cls(Path(edge_map_path).expanduser())
+        if not maps.folder.is_dir():
+            raise FieldError("edge_map_path", f"is {edge_map_path}, which is not a folder: give one of edge maps")
+        lacking = sum(not maps.path(picture).is_file() for picture in pictures)
+        if lacking == len(pictures):
+            raise FieldError("edge_map_path", f"is {edge_map_path}, which has the map of no picture, as NAME.png")
+        if lacking:
+            log.warning("edge_map_path: %d of %d pictures have no map: a black one stands in", lacking, len(pictures))
+        if len({Path(picture).stem for picture in pictures}) < len(set(pictures)):
+            log.warning("edge_map_path: pictures of one name in several folders share one map")
+        return maps
+
+    def path(self, picture: str) -> Path:
+        """Where a picture's map lies, if it has one."""
+        return self.folder / f"{Path(picture).stem}.png"
+
+    def read(self, picture: str, height: int, width: int) -> Pixels:
+        """The map of a picture, (height, width, 1) uint8 or uint16; black where there is none."""
+        if not self.path(picture).is_file():
+            return np.zeros((height, width, 1), np.uint8)
+        pixels = read_picture(self.path(picture)).pixels
+        if pixels.shape[2] > 2:
+            grey = luma(torch.from_numpy(pixels[..., :3].astype(np.float64)).permute(2, 0, 1))[0].numpy()
+            pixels = np.rint(grey).astype(pixels.dtype)[..., None]
+        return cv2.resize(pixels[..., 0], (width, height), interpolation=cv2.INTER_NEAREST)[..., None]
 
 
 class RealESRGANDataset(Dataset[dict[str, Any]]):
@@ -50,9 +111,13 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         queue_size: samples in the pair pool; kept for the data module.
         image_type: file types to use, such as "png" or ["jpg", "tif"]; None or "any" means all that can be read.
         meta_info: text file with one picture path per line, relative to a folder of `gt_path`: these pictures are used,
-            of whatever type, and no search is made. Real-ESRGAN's "path (height,width,channels)" lines are understood.
+            of whatever type, and no search is made. For what such lines may look like see `picture_lists.listed`.
         face_gt_path: folder of face pictures that are added to the others, or several.
         num_face: how many of the face pictures are used, a random subset that depends on the seed; None means all.
+        mul_num: the list of pictures counts so many times over: an epoch is longer, and its crops differ.
+        edge_map_path: folder with each picture's edge map, NAME.png: samples then hold the map, cut out at the same
+            place. It is brought to the picture's size by nearest neighbour; where there is none it is black.
+        max_pixels: larger pictures are left out.
         io_backend: {"type": "disk"}, the only kind there is.
         use_hflip: mirror half of the crops left to right.
         use_rot: mirror half of them top to bottom, and exchange rows and columns of half of them.
@@ -95,42 +160,43 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         betap_range2: Sequence[float] = (1.0, 2.0),
         final_sinc_prob: float = 0.8,
         seed: int = 23,
+        mul_num: int = 1,
+        edge_map_path: str | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        given = locals()
         if io_backend and io_backend.get("type", "disk") != "disk":
-            raise UserError(f"io_backend has type {io_backend['type']!r}: only 'disk' is there, remove the key")
-        self.crop_size = checks.whole_number("crop_size", crop_size, 1)
-        self.gt_size = self.crop_size if gt_size is None else checks.whole_number("gt_size", gt_size, 1)
+            raise FieldError("io_backend", f"has type {io_backend['type']!r}: only 'disk' is there, remove the key")
         self.queue_size = checks.whole_number("queue_size", queue_size, 0)
-        self.use_hflip, self.use_rot = use_hflip, use_rot
-        self.kernel_options = (
-            KernelOptions(blur_kernel_size, kernel_list, kernel_prob, sinc_prob, blur_sigma, betag_range, betap_range),
-            KernelOptions(
-                blur_kernel_size2, kernel_list2, kernel_prob2, sinc_prob2, blur_sigma2, betag_range2, betap_range2, "2"
-            ),
-        )
         self.final_sinc_prob = checks.probability("final_sinc_prob", final_sinc_prob)
+        self.kernel_options = KernelOptions.of(given, ""), KernelOptions.of(given, "2")
+        self.crop = CropOptions(crop_size, use_hflip=use_hflip, use_rot=use_rot)
+        self.gt_size = checks.whole_number("gt_size", crop_size if gt_size is None else gt_size, 1)
         self.seed = seed
+        self._sources = PictureSources(**{field.name: given[field.name] for field in fields(PictureSources)})
+        pictures = self._sources.paths(seed)
+        self.paths = PathList(pictures)
+        self._edge_maps = EdgeMaps.of(edge_map_path, pictures)
+        self._find_first_readable(pictures)
 
-        suffixes = _suffixes(image_type)
-        pictures = _listed(meta_info, gt_path) if meta_info else _search("gt_path", gt_path, suffixes)
-        if face_gt_path:
-            pictures += _subset(_search("face_gt_path", face_gt_path, suffixes), num_face, seed)
-        if skip_small:
-            pictures = _without_small(pictures)
-        self.paths = [str(picture) for picture in pictures]
-        self._find_first_readable()
-
-    def _find_first_readable(self) -> None:
+    def _find_first_readable(self, pictures: list[str]) -> None:
         """Set up the flags of files that cannot be read, and make sure that not all of them are such."""
-        first: dict[str, int] = {}
-        self._flag_of = [first.setdefault(path, i) for i, path in enumerate(self.paths)]  # a file may be listed twice
-        # In memory that all workers share.
-        self._broken = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
-        if all(self._read(i) is None for i in range(len(self.paths))):  # stops at the first that can be read
-            raise UserError(f"gt_path: none of the {len(self)} files is a readable picture, see {self.paths[0]}")
+        # A file may be listed twice.
+        _, self._flag_of = np.unique(np.fromiter(map(hash, pictures), np.int64), return_inverse=True)
+        flags = torch.zeros(int(self._flag_of.max()) + 1, dtype=torch.uint8)
+        try:
+            self._broken: Tensor = flags.share_memory_()  # among all workers
+        except RuntimeError as error:
+            raise UserError(f"no shared memory for the workers ({error}): see how full /dev/shm is") from error
+        tried = min(len(self.paths), _MOST_IN_A_ROW)
+        if all(self._read(i) is None for i in range(tried)):  # stops at the first that can be read
+            which = (
+                f"the {tried} files" if tried == len(self.paths) else f"the first {tried} of {len(self.paths)} files"
+            )
+            raise FieldError("gt_path", f"is wrong: none of {which} is a readable picture, see {self.paths[0]}")
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.paths) * self._sources.mul_num
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The samples of epoch 0. (Indexing never ends, so Python's own way to iterate would not either.)"""
@@ -146,6 +212,7 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
 
         Returns:
             gt: float32 (3, crop_size, crop_size), RGB in [0, 1].
+            edge: float32 (1, crop_size, crop_size) in [0, 1], only with `edge_map_path`: its map.
             kernel1, kernel2, sinc_kernel: float32 (21, 21), each of sum 1.
             gt_path: str, the file that was read.
 
@@ -155,119 +222,50 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         if draw < 0:
             raise IndexError(f"draw {draw} is negative")
         epoch, index = divmod(int(draw), len(self))  # int: a NumPy integer would name other streams
-        path, pixels = self._picture(epoch, index)
-        crop = random_crop(pixels, self.crop_size, numpy_rng("crop", self.seed, epoch, index))
-        crop = random_flips(crop, numpy_rng("flips", self.seed, epoch, index), self.use_hflip, self.use_rot)
+        path, pixels, edge = self._picture(epoch, index)
         rng = numpy_rng("kernels", self.seed, epoch, index)
-        return {
-            "gt": torch.from_numpy(np.ascontiguousarray(as_01(crop).transpose(2, 0, 1))),
+        sample = {
+            "gt": self.crop.cut(pixels, self.seed, epoch, index),
             "kernel1": torch.from_numpy(draw_kernel(rng, self.kernel_options[0])),
             "kernel2": torch.from_numpy(draw_kernel(rng, self.kernel_options[1])),
             "sinc_kernel": torch.from_numpy(draw_final_sinc(rng, self.final_sinc_prob)),
             "gt_path": path,
         }
+        if edge is not None:
+            sample["edge"] = self.crop.cut(edge, self.seed, epoch, index)
+        return sample
 
-    def _picture(self, epoch: int, index: int) -> tuple[str, np.ndarray]:
-        """The picture for this place, or the one that stands in for it: (path, pixels (H, W, 3))."""
+    def _picture(self, epoch: int, index: int) -> tuple[str, Pixels, Pixels | None]:
+        """The picture for this place, or the one that stands in for it: path, pixels (H, W, 3), its edge map."""
+        count = len(self.paths)
 
         def stand_ins() -> Iterator[int]:
             # Not by the flags, which tell what some worker has seen so far, but by the files alone.
             start = int(numpy_rng("stand-in", self.seed, epoch, index).integers(len(self)))
-            yield from ((start + step) % len(self) for step in range(len(self)))
+            yield from ((start + step) % count for step in range(count))
 
-        for candidate in itertools.chain([index], stand_ins()):
-            pixels = self._read(candidate)
-            if pixels is not None:
-                return self.paths[candidate], pixels
-        raise UserError(f"gt_path: none of the {len(self)} pictures can be read any more; is the disk still there?")
+        failed = 0
+        for candidate in itertools.chain([index % count], stand_ins()):
+            if self._broken[self._flag_of[candidate]]:
+                continue
+            if (read := self._read(candidate)) is not None:
+                return self.paths[candidate], *read
+            failed += 1
+            if failed == _MOST_IN_A_ROW:
+                break
+        in_a_row = f"{failed} pictures in a row could not be read"
+        which = in_a_row if failed == _MOST_IN_A_ROW else f"none of the {count} pictures can be read"
+        raise FieldError("gt_path", f"gives nothing any more: {which}; is the disk still there?")
 
-    def _read(self, index: int) -> np.ndarray | None:
-        """The pixels of one file, None where they cannot be read; a flag spares a second try and a second word."""
-        flag = self._flag_of[index]
-        if self._broken[flag]:
-            return None
+    def _read(self, index: int) -> tuple[Pixels, Pixels | None] | None:
+        """A picture and its edge map, None where they cannot be read; a flag spares a second try and a second word."""
+        flag, path = self._flag_of[index], self.paths[index]
         try:
-            return read_rgb(self.paths[index])
-        except UserError as error:
+            pixels = read_rgb(path, self._sources.max_pixels)
+            return pixels, self._edge_maps.read(path, *pixels.shape[:2]) if self._edge_maps else None
+        except (UserError, MemoryError) as error:
             if not self._broken[flag]:  # another worker may have come first in the meantime
                 self._broken[flag] = 1
-                log.warning("a picture is left out, another takes its place: %s", error)
+                reason = str(error) if isinstance(error, UserError) else f"{path}: there is no memory for it"
+                log.warning("a picture is left out, another takes its place: %s", reason)
             return None
-
-
-def _as_list(value: Folders) -> list[str]:
-    return [value] if isinstance(value, str | os.PathLike) else list(value)
-
-
-def _suffixes(image_type: str | Sequence[str] | None) -> frozenset[str]:
-    """image_type -> file suffixes; the two spellings of JPEG and of TIFF are one type each."""
-    names = {name.lower().lstrip(".") for name in ([] if image_type is None else _as_list(image_type))}
-    if not names or "any" in names:
-        return PICTURE_SUFFIXES
-    for same in ({"jpg", "jpeg"}, {"tif", "tiff"}):
-        if names & same:
-            names |= same
-    for name in sorted(names):
-        if f".{name}" not in PICTURE_SUFFIXES:
-            raise checks.unknown("image_type", name, ["any", *sorted(s[1:] for s in PICTURE_SUFFIXES)])
-    return frozenset(f".{name}" for name in names)
-
-
-def _search(key: str, folders: Folders, suffixes: frozenset[str]) -> list[Path]:
-    """Every picture below `folders`, the value of the YAML's `key`; each folder must give some."""
-    found: list[Path] = []
-    for folder in _as_list(folders):
-        folder = os.path.expanduser(folder)
-        pictures = find_pictures(folder, suffixes, key)
-        if not pictures:
-            other = len(find_pictures(folder, name=key))
-            advice = f"it has {other} of other types: set image_type: any" if other else "give a folder of pictures"
-            raise UserError(f"{key}: no {', '.join(sorted(suffixes))} file below {folder}; {advice}")
-        found += pictures
-    if not found:
-        raise UserError(f"{key} is an empty list: give at least one folder of pictures")
-    return found
-
-
-def _listed(meta_info: str, folders: Folders) -> list[Path]:
-    """The pictures that the file `meta_info` lists, each from the first folder that has it."""
-    try:
-        lines = Path(meta_info).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"meta_info: {meta_info} cannot be read as a text file ({error})") from error
-    names = [name for line in lines if (name := re.sub(r"\s+\(\d+(,\s*\d+)*\)$", "", line.strip()))]
-    roots = [Path(folder).expanduser() for folder in _as_list(folders)]
-    found = [next((root / name for root in roots if (root / name).is_file()), None) for name in names]
-    missing = [name for name, path in zip(names, found, strict=True) if path is None]
-    if not names:
-        raise UserError(f"meta_info: {meta_info} is empty: give one picture path per line, relative to gt_path")
-    if missing:
-        where = ", ".join(map(str, roots))
-        raise UserError(f"meta_info: {meta_info} lists {len(missing)} files that are not in {where}: {missing[0]} …")
-    return [path for path in found if path is not None]
-
-
-def _subset(faces: list[Path], count: int | None, seed: int) -> list[Path]:
-    """`count` of the faces, in their order; all of them where there are not more."""
-    if count is None:
-        return faces
-    if checks.whole_number("num_face", count, 0) > len(faces):
-        log.warning("num_face is %d, but face_gt_path has %d pictures: all are used", count, len(faces))
-    chosen = numpy_rng("faces", seed).permutation(len(faces))[:count]
-    return [faces[i] for i in sorted(chosen)]
-
-
-def _without_small(pictures: list[Path]) -> list[Path]:
-    kept = [picture for picture in pictures if not _is_small(picture)]
-    log.info("skip_small: %d of %d pictures are left out", len(pictures) - len(kept), len(pictures))
-    if not kept:
-        raise UserError(f"skip_small: all {len(pictures)} pictures are below 100 KiB or 384x384; set skip_small: false")
-    return kept
-
-
-def _is_small(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return path.stat().st_size < SMALL_BYTES or picture.width * picture.height < SMALL_PIXELS
-    except Exception:  # not for here: a file that cannot be read is told of when its turn comes
-        return False

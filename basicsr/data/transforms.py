@@ -1,9 +1,10 @@
 """Crops and flips. Each takes its randomness as a generator."""
 
-import numpy as np
-from torch import Tensor
+from collections.abc import Sequence
 
-# Sides of the windows that `random_crop_pair` draws from, in pixels.
+import numpy as np
+
+# Sides of the windows that `random_window` draws from, in pixels.
 WINDOW_SIDES = (64, 128, 256, 512)
 
 
@@ -23,7 +24,7 @@ def random_crop(img: np.ndarray, size: int, rng: np.random.Generator) -> np.ndar
     return reflect_pad(img[top : top + size, left : left + size], size)
 
 
-def random_flips(img: np.ndarray, rng: np.random.Generator, hflip: bool, rotate: bool) -> np.ndarray:
+def random_flips(img: np.ndarray, rng: np.random.Generator, hflip: bool, rotate: bool) -> np.ndarray:  # noqa: FBT001
     """A view of `img` (H, W, C), each change with probability one half.
 
     Args:
@@ -40,22 +41,16 @@ def random_flips(img: np.ndarray, rng: np.random.Generator, hflip: bool, rotate:
     return img
 
 
-def random_crop_pair(lq: Tensor, gt: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """The same random window of both: StableSR's `random_size`.
+def random_window(size: Sequence[int], rng: np.random.Generator) -> tuple[slice, slice]:
+    """The rows and columns of a random window of pictures (H, W): StableSR's `random_size`.
 
     Height and width are drawn on their own from those `WINDOW_SIDES` that fit; a side below the smallest is kept whole.
-
-    Args:
-        lq, gt: (B, C, H, W), equal in H and W.
-
-    Raises:
-        ValueError: the two differ in H or W.
     """
-    if lq.shape[-2:] != gt.shape[-2:]:
-        raise ValueError(f"LQ {tuple(lq.shape)} and GT {tuple(gt.shape)} differ in height or width")
-    window = []
-    for extent in gt.shape[-2:]:
-        side = int(rng.choice([s for s in WINDOW_SIDES if s <= extent] or [extent]))
-        start = int(rng.integers(extent - side + 1))
-        window.append(slice(start, start + side))
-    return lq[..., window[0], window[1]], gt[..., window[0], window[1]]
+    rows, columns = (_random_span(extent, rng) for extent in size)
+    return rows, columns
+
+
+def _random_span(extent: int, rng: np.random.Generator) -> slice:
+    side = int(rng.choice([s for s in WINDOW_SIDES if s <= extent] or [extent]))
+    start = int(rng.integers(extent - side + 1))
+    return slice(start, start + side)

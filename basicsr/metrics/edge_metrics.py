@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basicsr.metrics.psnr_ssim import as_8_bit, decibels, psnr
+from basicsr.metrics.psnr_ssim import decibels, psnr
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.img_process_util import filter2D
+from basicsr.utils.ranges import to_u8
 
 # Sobel's derivative along x of a picture in [0, 1], in [-1, 1].
 _SOBEL = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64) / 4
@@ -36,8 +37,8 @@ class RegionErrors(NamedTuple):
 
 def edge_map(img_01: Tensor) -> np.ndarray:
     """The edges that the edge loss weights by: RGB (3, H, W) in [0, 1], rounded to 8 bits -> bool (H, W)."""
-    pixels = (as_8_bit(img_01) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return EdgeMapGenerator().generate_from_numpy(pixels)[..., 0] > 0
+    pixels = to_u8(img_01.double()).permute(1, 2, 0).cpu().numpy()
+    return EdgeMapGenerator().generate_from_numpy(pixels, "RGB", normalize_input=False)[..., 0] > 0
 
 
 def edge_psnr(pred_edges: np.ndarray, true_edges: np.ndarray) -> float:

@@ -1,43 +1,15 @@
-"""All metrics of a restored picture, by name, and what a reader must know about each."""
+"""All metrics of a restored picture, by the names of `basicsr.metrics.table`."""
 
-import importlib.util
 import math
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from basicsr.metrics.edge_metrics import edge_map, edge_precision_recall_f1, edge_psnr, gradient_psnr, region_errors
+from basicsr.metrics.lpips import LPIPS
 from basicsr.metrics.psnr_ssim import as_8_bit, cropped, luma, ms_ssim, psnr, ssim
-from basicsr.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown."""
-
-    label: str
-    unit: str
-    higher_is_better: bool
-    decimals: int
-    meaning: str
-
-
-METRICS = {
-    "psnr_y": Metric("PSNR Y", "dB", True, 2, "10 log10(1 / MSE) of luma (BT.601, studio swing)"),
-    "psnr_rgb": Metric("PSNR RGB", "dB", True, 2, "10 log10(1 / MSE) over the three channels"),
-    "ssim_y": Metric("SSIM Y", "", True, 4, "structural similarity of luma, Gaussian window of 11 (Wang et al. 2004)"),
-    "ssim_rgb": Metric("SSIM RGB", "", True, 4, "the mean of the three channels' structural similarities"),
-    "ms_ssim": Metric("MS-SSIM Y", "", True, 4, "SSIM over five scales (Wang et al. 2003), for sides from 176 pixels"),
-    "edge_f1": Metric("Edge F1", "", True, 4, "harmonic mean of edge precision and recall; 1 where neither has edges"),
-    "edge_precision": Metric("Edge precision", "", True, 4, "share of the result's edge pixels that lie by a true one"),
-    "edge_recall": Metric("Edge recall", "", True, 4, "share of the true edge pixels that lie by one of the result"),
-    "edge_psnr": Metric("Edge PSNR", "dB", True, 2, "10 log10(1 / share of pixels where the Canny maps differ)"),
-    "gradient_psnr": Metric("Gradient PSNR", "dB", True, 2, "10 log10(1 / MSE) of luma's Sobel gradient magnitudes"),
-    "rmse_edges": Metric("Error on edges", "/255", False, 2, "root mean square error of luma on and beside true edges"),
-    "rmse_flat": Metric("Error off edges", "/255", False, 2, "root mean square error of luma in all other places"),
-    "lpips": Metric("LPIPS", "", False, 4, "learned perceptual distance on AlexNet (Zhang et al., CVPR 2018)"),
-}  # fmt: skip
+from basicsr.utils.ranges import to_pm1
 
 
 def measure(sr_01: Tensor, gt_01: Tensor, border: int) -> dict[str, float]:
@@ -72,28 +44,17 @@ def measure(sr_01: Tensor, gt_01: Tensor, border: int) -> dict[str, float]:
 
 
 class Lpips:
-    """LPIPS on AlexNet (Zhang et al., CVPR 2018): 0 for equal pictures, upwards without limit; lower is closer.
+    """LPIPS of single pictures (Zhang et al., CVPR 2018): 0 for equal ones, upwards without limit; lower is closer.
 
-    Raises:
-        UserError: torchvision is not installed, or AlexNet's weights are neither here nor to be had.
+    Args:
+        net, weights: see `basicsr.metrics.lpips.LPIPS`, which says what it raises.
     """
 
-    def __init__(self) -> None:
-        if importlib.util.find_spec("torchvision") is None:
-            raise UserError("LPIPS needs torchvision: pip install 'stablesr-edge[lpips]', or leave --lpips out")
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        try:
-            self._distance = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-        except (OSError, RuntimeError) as error:  # no network, or a file that is damaged
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"LPIPS cannot load AlexNet's weights ({reason}): put alexnet-owt-7be5be79.pth of PyTorch's model zoo "
-                f"into {torch.hub.get_dir()}/checkpoints, or leave --lpips out"
-            ) from error
+    def __init__(self, net: str = "alex", weights: str | Path | None = None) -> None:
+        self._distance = LPIPS(net, weights)
 
     @torch.no_grad()
     def __call__(self, sr_01: Tensor, gt_01: Tensor, border: int) -> float:
         """RGB (3, H, W) in [0, 1] each, rounded to 8 bits and cropped; NaN where a side is below 32 pixels."""
         sr, gt = (cropped(as_8_bit(img), border)[None].float() for img in (sr_01, gt_01))
-        return float(self._distance(sr, gt)) if min(sr.shape[-2:]) >= 32 else math.nan
+        return float(self._distance(to_pm1(sr), to_pm1(gt))) if min(sr.shape[-2:]) >= 32 else math.nan

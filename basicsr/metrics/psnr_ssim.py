@@ -10,9 +10,11 @@ import math
 
 import cv2
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from basicsr.utils import colour
+from basicsr.utils.ranges import rounded_01
 
 # Equal pictures have no noise and so no PSNR; this stands for it, so that means over pictures stay finite.
 PSNR_CAP = 100.0
@@ -22,7 +24,7 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, 
 
 def as_8_bit(img_01: Tensor) -> Tensor:
     """Any float picture, nominally in [0, 1] -> float64 in [0, 1], clamped and rounded to multiples of 1/255."""
-    return (img_01.double().clamp(0, 1) * 255).round() / 255
+    return rounded_01(img_01.double())
 
 
 def cropped(img: Tensor, border: int) -> Tensor:
@@ -33,8 +35,7 @@ def cropped(img: Tensor, border: int) -> Tensor:
 
 def luma(rgb_01: Tensor) -> Tensor:
     """RGB (3, H, W) in [0, 1] -> Y (1, H, W) in [16/255, 235/255] (ITU-R BT.601 with studio swing)."""
-    weights = torch.tensor([65.481, 128.553, 24.966], dtype=rgb_01.dtype, device=rgb_01.device)
-    return (torch.einsum("c,chw->hw", weights, rgb_01)[None] + 16) / 255
+    return (219 * colour.luma(rgb_01) + 16) / 255
 
 
 def decibels(mse: float) -> float:
@@ -78,12 +79,13 @@ def ms_ssim(a_01: Tensor, b_01: Tensor) -> float:
     """
     if min(a_01.shape[-2:]) < SSIM_WINDOW << (len(MS_SSIM_WEIGHTS) - 1):
         return math.nan
-    a, b, product = a_01.double(), b_01.double(), 1.0
+    a, b = a_01.double(), b_01.double()
+    product = 1.0
     for weight in MS_SSIM_WEIGHTS[:-1]:
         _, contrast = _similarities(a, b)
-        product *= max(0.0, float(contrast.mean())) ** weight
+        product *= math.pow(max(0.0, float(contrast.mean())), weight)
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-    return product * max(0.0, ssim(a, b)) ** MS_SSIM_WEIGHTS[-1]
+    return product * math.pow(max(0.0, ssim(a, b)), MS_SSIM_WEIGHTS[-1])
 
 
 def _similarities(a_01: Tensor, b_01: Tensor) -> tuple[np.ndarray, np.ndarray]:

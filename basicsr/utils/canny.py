@@ -24,7 +24,8 @@ def rgb_to_grey(rgb: Tensor) -> Tensor:
 
 def gaussian_kernel(size: int, sigma: float) -> list[int]:
     """The `size` (odd) samples of a Gaussian in units of 2^-8. Their sum is exactly 256: each one's rounding error is
-    carried to the next, from the ends to the middle, which takes what is left."""
+    carried to the next, from the ends to the middle, which takes what is left.
+    """
     # In OpenCV's order of operations: the squares are of twice the distance, and what follows multiplies by inverses.
     spread = -0.125 / (sigma * sigma)
     side = [math.exp((2 * i + 1 - size) ** 2 * spread) for i in range(size // 2)]
@@ -38,11 +39,14 @@ def gaussian_kernel(size: int, sigma: float) -> list[int]:
     return [*rounded, 256 - 2 * sum(rounded), *reversed(rounded)]
 
 
-def gaussian_blur(grey: Tensor, size: int, sigma: float) -> Tensor:
-    """Integers (B, H, W) in 0..255 -> int32 (B, H, W) in 0..255; the border mirrors about its outermost pixel."""
-    kernel = gaussian_kernel(size, sigma)
+def gaussian_blur(grey: Tensor, sides: tuple[int, int], sigma: float) -> Tensor:
+    """Integers (B, H, W) in 0..255 -> int32 (B, H, W) in 0..255; the border mirrors about its outermost pixel.
+
+    `sides`: the kernel's width and height, odd.
+    """
     blurred = grey.int()
-    for dim in (2, 1):
+    for dim, size in zip((2, 1), sides, strict=True):
+        kernel = gaussian_kernel(size, sigma)
         length = blurred.shape[dim]
         if length == 1:  # nothing to mirror: OpenCV leaves such an axis alone
             blurred = blurred * 256
@@ -92,7 +96,7 @@ def edges(grey: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
 
 
 def closing(mask: Tensor, element: Tensor) -> Tensor:
-    """bool (B, H, W) -> bool (B, H, W), dilated and then eroded by a symmetric (k, k) element, k odd.
+    """bool (B, H, W) -> bool (B, H, W), dilated and then eroded by a symmetric (h, w) element, h and w odd.
 
     What lies outside the picture takes part in neither, as in OpenCV. `element` is best on the CPU, where it is read.
     """
@@ -101,8 +105,8 @@ def closing(mask: Tensor, element: Tensor) -> Tensor:
 
 def _dilated(mask: Tensor, element: Tensor) -> Tensor:
     height, width = mask.shape[1:]
-    radius = len(element) // 2
-    padded = pad(mask, (radius,) * 4)
+    above, beside = len(element) // 2, element.shape[1] // 2
+    padded = pad(mask, (beside, beside, above, above))
     dilated = torch.zeros_like(mask)
     for i, j in element.nonzero().tolist():
         dilated |= padded[:, i : i + height, j : j + width]

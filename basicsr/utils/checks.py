@@ -1,9 +1,9 @@
-"""Checks of options that come from a user's YAML: each returns the clean value or raises FieldError."""
+"""Checks of options that come from users: each returns the clean value or raises FieldError."""
 
 import math
 from collections.abc import Iterable, Sequence
 
-from basicsr.utils.errors import FieldError, UserError, closest
+from basicsr.utils.errors import FieldError, closest
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
@@ -18,10 +18,10 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
 
 def whole_number(name: str, value: object, low: float, high: float = math.inf) -> int:
     """One integer in [low, high]."""
-    number(name, value, low, high)
-    if isinstance(value, float) and not value.is_integer():
+    given = number(name, value, low, high)
+    if not given.is_integer():
         raise FieldError(name, f"is {value}: give a whole number")
-    return int(value)  # type: ignore[call-overload]
+    return value if isinstance(value, int) else int(given)
 
 
 def probability(name: str, value: object) -> float:
@@ -56,9 +56,9 @@ def weights(name: str, value: object, names: Sequence[str]) -> tuple[float, ...]
     return tuple(each / sum(given) for each in given)
 
 
-def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
-    """The error for a name that is none of `valid`, with the closest one that is."""
+def unknown(field: str, value: str, valid: Iterable[str]) -> FieldError:
+    """The error for a value that is none of `valid`, with the closest one that is."""
     valid = list(valid)
-    near = closest(name, valid)
+    near = closest(value, valid)
     advice = f"did you mean {near!r}?" if near else f"use one of {', '.join(valid)}"
-    return UserError(f"{what} {name!r} is not known: {advice}")
+    return FieldError(field, f"{value!r} is not known: {advice}")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from basicsr.utils.colour import LUMA
+
 # Tables K.1 and K.2 of ITU-T T.81. K.1 stands here with its columns as rows, so that its axes are exchanged against the
 # standard: the published model was trained so, and the difference cannot be seen.
 LUMA_TABLE = (
@@ -25,7 +27,7 @@ LUMA_TABLE = (
 CHROMA_CORNER = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66, 99, 99))  # 99 elsewhere
 
 # JFIF: Y = luma of ITU-R BT.601, Cb and Cr without their offset of 128.
-RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+RGB_TO_YCBCR = (LUMA, (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 YCBCR_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
@@ -55,7 +57,7 @@ class DiffJPEG(nn.Module):
     to_ycbcr: Tensor
     to_rgb: Tensor
 
-    def __init__(self, differentiable: bool) -> None:
+    def __init__(self, *, differentiable: bool) -> None:
         super().__init__()
         self.round = _smooth_round if differentiable else torch.round
         chroma = torch.full((8, 8), 99.0)

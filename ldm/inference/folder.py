@@ -1,26 +1,26 @@
 """From files to files: which picture goes where, in what batches, and what became of each."""
 
-import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
-from basicsr.utils.errors import UserError
-from basicsr.utils.img_util import PICTURE_SUFFIXES, find_pictures, read_picture
-from ldm.inference.picture import Picture, mark_of, marked
+from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.files import OutputError, digest, write_whole
+from basicsr.utils.grid import labelled_grid, png_bytes
+from basicsr.utils.img_util import MAX_PIXELS, PICTURE_SUFFIXES, find_pictures, read_picture
+from basicsr.utils.ranges import to_pm1
+from ldm.inference.picture import Picture, mark_of
 from ldm.inference.pipeline import Upscaler
-from ldm.inference.tiled_vae import Watch, unwatched
-from ldm.plots import labelled_grid, png_bytes
+from ldm.inference.tiled_vae import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class UpscaleTask:
     """A picture and the PNG file that it becomes."""
 
     source: Path
@@ -32,183 +32,185 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to write: bits per channel, the edge maps of input and result, a before/after strip; and over old files."""
+class FileOptions:
+    """What to read and write.
+
+    bits: per channel of the results. edges: write the edge maps of input and result. compare: write a before/after
+    strip. overwrite: replace finished results. max_pixels: of a picture that is read.
+
+    Raises:
+        FieldError: a value that cannot be.
+    """
 
     bits: int = 8
     edges: bool = False
     compare: bool = False
     overwrite: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 16):
-            raise UserError(f"--bits is {self.bits}: PNG files have 8 or 16")
+            raise FieldError("bits", f"is {self.bits}: PNG files have 8 or 16")
+        if self.max_pixels < 1:
+            raise FieldError("max_pixels", f"is {self.max_pixels}: give 1 or more")
 
-    def files(self, job: Job) -> list[Path]:
-        """The files of a job, the result last: where it is there, the job was finished."""
+    def files(self, task: UpscaleTask) -> list[Path]:
+        """The files of a task, the result last: where it is there, the task was finished."""
         extras = ["edges_input", "edges"] * self.edges + ["compare"] * self.compare
-        return [*map(job.beside, extras), job.target]
+        return [*map(task.beside, extras), task.target]
 
 
 @dataclass
 class Outcome:
-    """What became of the jobs."""
+    """What became of the tasks."""
 
-    finished: list[Job] = field(default_factory=list)
-    skipped: list[Job] = field(default_factory=list)
-    failed: list[tuple[Job, str]] = field(default_factory=list)
-
-
-class OutputError(UserError):
-    """The output cannot be written, whatever the picture: going on is useless."""
+    finished: list[UpscaleTask] = field(default_factory=list)
+    skipped: list[UpscaleTask] = field(default_factory=list)
+    failed: list[tuple[UpscaleTask, UserError]] = field(default_factory=list)
 
 
-def list_jobs(source: Path, output: Path) -> list[Job]:
-    """One job for a file; for a folder one for each picture below it, in the same folders below `output`.
+def list_tasks(source: Path, output: Path) -> list[UpscaleTask]:
+    """One task for a file; for a folder one for each picture below it, in the same folders below `output`.
 
-    Results are PNG files of the same name; where two pictures differ in their suffix alone, it is kept in the name.
-    Raises UserError where there is no picture, and where a result would replace an input.
+    A result's name follows from its picture's alone, whatever lies beside it: cat.png becomes cat.png, and cat.jpg
+    becomes cat.jpg.png.
+
+    Raises:
+        FieldError: there is no picture in `source`, or a result in `output` would replace an input.
     """
-    if not source.is_dir():
-        if not source.exists():
-            raise UserError(f"--input {source} is not there; give a picture or a folder of pictures")
-        jobs = [Job(source, output / f"{source.stem}.png")]
-    else:
+    if source.is_dir():
         if output.resolve() == source.resolve():
-            raise UserError(f"--output {output} is the input folder; choose another one")
+            raise FieldError("output", f"{output} is the input folder: choose another one")
         inside = output.resolve()
-        files = [file for file in find_pictures(source, name="--input") if inside not in file.resolve().parents]
+        files = [file for file in find_pictures(source, name="input") if inside not in file.resolve().parents]
         if not files:
-            raise UserError(f"--input {source} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-        stems = [file.with_suffix("") for file in files]
-        names = [file.name if stems.count(stem) > 1 else stem.name for file, stem in zip(files, stems, strict=True)]
-        jobs = [
-            Job(file, output / file.parent.relative_to(source) / f"{name}.png")
-            for file, name in zip(files, names, strict=True)
-        ]
-    for job in jobs:
-        if job.target.resolve() == job.source.resolve():
-            raise UserError(f"the result would replace {job.source}; choose another --output")
-    return jobs
+            raise FieldError("input", f"{source} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
+        folders = [output / file.parent.relative_to(source) for file in files]
+    elif source.exists():
+        files, folders = [source], [output]
+    else:
+        raise FieldError("input", f"{source} is not there: give a picture or a folder of pictures")
+    tasks = [UpscaleTask(file, folder / _result_name(file)) for file, folder in zip(files, folders, strict=True)]
+    for task in tasks:
+        if task.target.resolve() == task.source.resolve():
+            raise FieldError("output", f"is {output}: the result would replace {task.source}; choose another one")
+    return tasks
 
 
-def check_names(jobs: Sequence[Job], wanted: Wanted) -> None:
-    """Raise UserError where two jobs would write one file."""
-    owner: dict[Path, Job] = {}
-    for job in jobs:
-        for file in wanted.files(job):
-            if (other := owner.setdefault(file, job)) is not job:
-                raise UserError(f"{other.source} and {job.source} would both be written to {file}; rename one of them")
+def _result_name(file: Path) -> str:
+    return f"{file.stem}.png" if file.suffix.lower() == ".png" else f"{file.name}.png"
 
 
-def check_output(folder: Path, flag: str = "--output") -> None:
-    """Make the folder and see that files can be written there. Raises OutputError where they cannot."""
+def check_names(tasks: Sequence[UpscaleTask], options: FileOptions) -> None:
+    """Raise UserError where two tasks would write one file."""
+    owner: dict[Path, UpscaleTask] = {}
+    for task in tasks:
+        for file in options.files(task):
+            if (other := owner.setdefault(file, task)) is not task:
+                raise UserError(f"{other.source} and {task.source} would both be written to {file}; rename one of them")
+
+
+def check_output(folder: Path, name: str = "output") -> None:
+    """Make the folder and see that files can be written there. Raises FieldError where they cannot."""
     trial = folder / f".trial{os.getpid()}"
     try:
         write_whole(trial, b"\0")
     except OutputError as error:
-        told = str(error).replace(str(trial), f"{flag} {folder}", 1)
-        raise OutputError(told.replace("another --output", f"another {flag}")) from error
+        raise FieldError(name, f"{folder} cannot be written ({error.reason}): choose another one") from error
     trial.unlink()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all: aside first, then renamed.
-
-    Raises OutputError where there is no room or no permission.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(aside, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "no room on the disk: free some, or choose another --output" if full else "choose another --output"
-        raise OutputError(f"{path} cannot be written ({error.strerror}); {advice}") from error
-
-
-def upscale_files(upscaler: Upscaler, jobs: list[Job], wanted: Wanted, watch: Watch = unwatched) -> Outcome:
+def upscale_files(
+    upscaler: Upscaler, tasks: list[UpscaleTask], options: FileOptions, progress: Progress = no_progress
+) -> Outcome:
     """Upscale all that is not finished. One picture's failure does not stop the rest, it is noted.
 
-    Raises OutputError where the output cannot be written.
+    Raises:
+        OutputError: the output cannot be written, whatever the picture.
+        UserError: two tasks would write one file.
     """
-    check_names(jobs, wanted)
+    check_names(tasks, options)
     outcome = Outcome()
-    bar = iter(watch("pictures", jobs))
-    for batch in _batches(upscaler, bar, wanted, outcome):
+    for batch in _batches(upscaler, progress("pictures", tasks), options, outcome):
+        results: Sequence[Picture | UserError]
         try:
-            results = upscaler.upscale([picture for _, picture in batch], watch)
+            results = upscaler.upscale([picture for _, picture in batch], progress)
         except UserError as error:
-            outcome.failed += [(job, str(error)) for job, _ in batch]
-            continue
-        for (job, picture), result in zip(batch, results, strict=True):
-            _write(upscaler, job, picture, result, wanted)
-            outcome.finished.append(job)
-            log.info("%s -> %s (%d x %d)", job.source, job.target, result.size[1], result.size[0])
+            # One of several may be at fault, or their number.
+            results = [_alone(upscaler, picture, progress) for _, picture in batch] if len(batch) > 1 else [error]
+        for (task, picture), result in zip(batch, results, strict=True):
+            if isinstance(result, UserError):
+                outcome.failed.append((task, result))
+                continue
+            _write(upscaler, task, picture, result, options)
+            outcome.finished.append(task)
+            log.info("%s -> %s (%d x %d)", task.source, task.target, result.size[1], result.size[0])
     return outcome
 
 
+def _alone(upscaler: Upscaler, picture: Picture, progress: Progress) -> Picture | UserError:
+    try:
+        return upscaler.upscale([picture], progress)[0]
+    except UserError as error:
+        return error
+
+
 def _batches(
-    upscaler: Upscaler, jobs: Iterable[Job], wanted: Wanted, outcome: Outcome
-) -> Iterator[list[tuple[Job, Picture]]]:
+    upscaler: Upscaler, tasks: Iterable[UpscaleTask], options: FileOptions, outcome: Outcome
+) -> Iterator[list[tuple[UpscaleTask, Picture]]]:
     """Read what is to be upscaled. Small pictures of one canvas size wait for each other, up to a full batch."""
-    waiting: dict[tuple[int, int], list[tuple[Job, Picture]]] = {}
-    for job in jobs:
-        if not wanted.overwrite and all(file.exists() for file in wanted.files(job)):
-            if mark_of(job.target) == _mark(upscaler, job, wanted):
-                outcome.skipped.append(job)
-            else:
-                outcome.failed.append(
-                    (
-                        job,
-                        f"{job.target} is there, made from another picture or with other settings; "
-                        "--overwrite replaces it, or choose another --output",
-                    )
-                )
-            continue
+    waiting: dict[tuple[int, int], list[tuple[UpscaleTask, Picture]]] = {}
+    for task in tasks:
         try:
-            picture = Picture.from_stored(read_picture(job.source))
+            if _is_finished(upscaler, task, options):
+                outcome.skipped.append(task)
+                continue
+            picture = Picture.from_stored(read_picture(task.source, options.max_pixels))
             size = upscaler.canvas_size(picture)
             small = upscaler.is_small(picture)
         except MemoryError:
-            outcome.failed.append((job, "not enough memory to read it; cut it up"))
+            outcome.failed.append((task, UserError("not enough memory to read it; cut it up")))
             continue
         except UserError as error:
-            outcome.failed.append((job, str(error)))
+            outcome.failed.append((task, error))
             continue
         if not small:
-            yield [(job, picture)]
+            yield [(task, picture)]
             continue
         batch = waiting.setdefault(size, [])
-        batch.append((job, picture))
+        batch.append((task, picture))
         if len(batch) == upscaler.settings.batch:
             yield waiting.pop(size)
     yield from waiting.values()
 
 
-def _write(upscaler: Upscaler, job: Job, picture: Picture, result: Picture, wanted: Wanted) -> None:
+def _is_finished(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> bool:
+    """Whether all files of a task are there. Raises UserError where they were made from something else."""
+    if options.overwrite or not all(file.exists() for file in options.files(task)):
+        return False
+    if mark_of(task.target) != _mark(upscaler, task, options):
+        raise UserError(
+            f"{task.target} is there, made from another picture or with other settings; overwrite replaces it, or "
+            "choose another output"
+        )
+    return True
+
+
+def _write(upscaler: Upscaler, task: UpscaleTask, picture: Picture, result: Picture, options: FileOptions) -> None:
     """The result, after what belongs to it."""
-    if wanted.edges:
+    if options.edges:
         edges = EdgeMapGenerator()
         for what, image in (("edges_input", picture), ("edges", result)):
-            edge_map = Picture(edges.edges_01(image.rgb_01[None] * 2 - 1)[0].expand(3, -1, -1), grey=True)
-            write_whole(job.beside(what), edge_map.to_png(8))
-    if wanted.compare:
+            edge_map = Picture(edges.edges_01(to_pm1(image.rgb_01[None]))[0].expand(3, -1, -1), grey=True)
+            write_whole(task.beside(what), edge_map.to_png(8))
+    if options.compare:
         strip = {"input, bicubic": upscaler.enlarged(picture), "upscaled": result}
-        grid = labelled_grid({label: image.rgb_01[None] * 2 - 1 for label, image in strip.items()})
-        write_whole(job.beside("compare"), png_bytes(grid))
-    write_whole(job.target, marked(result.to_png(wanted.bits), _mark(upscaler, job, wanted)))
+        grid = labelled_grid({label: to_pm1(image.rgb_01[None]) for label, image in strip.items()})
+        write_whole(task.beside("compare"), png_bytes(grid))
+    write_whole(task.target, result.to_png(options.bits, _mark(upscaler, task, options)))
 
 
-def _mark(upscaler: Upscaler, job: Job, wanted: Wanted) -> str:
+def _mark(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> str:
     """What a result depends on, in short: the picture's file, the settings and the weights."""
     settings = replace(upscaler.settings, batch=1)  # which changes no result
-    settings_text = repr((settings, wanted.bits, upscaler.networks.identity)).encode()
-    return blake2b(settings_text + job.source.read_bytes(), digest_size=16).hexdigest()
+    return digest(repr((settings, options.bits, upscaler.networks.identity)), task.source.read_bytes())

@@ -1,28 +1,31 @@
 """The networks of an upscaler, from a config and its checkpoints, where and in the precision that they are to run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from basicsr.utils import checks
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.files import digest
+from ldm import shipped
 from ldm.config import Config, load_config
+from ldm.inference.settings import PRECISIONS, check_choice
 from ldm.models.autoencoder import AutoencoderKLResi
+from ldm.models.build import build_model
 from ldm.models.diffusion.checkpoint import read_state_dict
 from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
 from ldm.modules.diffusionmodules.blocks import Downsample
-from ldm.util import get_obj_from_str, instantiate_from_config
+from ldm.util import get_obj_from_str
 
-ROOT = Path(__file__).resolve().parents[2]
-DEMO_CONFIG = ROOT / "configs/demo/upscaler.yaml"
-DEMO_WEIGHTS = ROOT / "configs/demo/upscaler.safetensors"
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FIRST_STAGE = "first_stage_model."
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+
+
+def demo_files() -> tuple[Path, Path]:
+    """The config and the checkpoint of the small demo weights, which come with this project."""
+    return shipped.root() / "configs/demo/upscaler.yaml", shipped.root() / "configs/demo/upscaler.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,23 @@ class Networks:
     device: torch.device
 
     @property
+    def precision(self) -> str:
+        """Of the U-Net and the time-aware encoder."""
+        dtype = next(self.model.model.parameters()).dtype
+        return next(name for name, each in DTYPES.items() if each == dtype)
+
+    @property
     def downsampling(self) -> int:
         """Pixels per latent cell, f."""
-        return self.model.first_stage_model.config.downsampling
+        factor: int = self.model.first_stage_model.config.downsampling
+        return factor
 
     @property
     def multiple(self) -> int:
         """What the sides of a picture must be multiples of, pixels: f, doubled at each level of the U-Net."""
         unet: nn.Module = self.model.model.diffusion_model
-        return self.downsampling * 2 ** sum(isinstance(module, Downsample) for module in unet.modules())
+        halvings = sum(isinstance(module, Downsample) for module in unet.modules())
+        return self.downsampling * int(2**halvings)
 
     @cached_property
     def identity(self) -> str:
@@ -54,7 +65,7 @@ class Networks:
         parts = [self.model, *([] if self.cfw is None else [self.cfw])]
         sums = torch.stack([weights.sum(dtype=torch.float64).cpu() for part in parts for weights in part.parameters()])
         # Rounded, for the order of summing depends on the number of threads.
-        return blake2b(sums.float().numpy().tobytes(), digest_size=16).hexdigest()
+        return digest(sums.float().numpy().tobytes())
 
     @classmethod
     def load(
@@ -67,64 +78,53 @@ class Networks:
     ) -> "Networks":
         """Build what the config describes and load the checkpoints into it.
 
-        Raises UserError for a config that is none of StableSR's, a checkpoint that does not fit it or lacks what
-        StableSR added to Stable Diffusion, a device that is not there, or an unknown precision.
+        Raises:
+            UserError: a config that is not one of StableSR's, or a checkpoint that does not fit it or lacks what
+                StableSR added to Stable Diffusion.
+            FieldError: a device that is not there, or an unknown precision.
         """
         where = chosen_device(device)
-        if precision not in PRECISIONS:
-            raise checks.unknown("--precision", precision, PRECISIONS)
-        config = load_config([config_file])
-        model = _model(config, str(config_file), ckpt).eval().requires_grad_(False)
-        cfw = None if cfw_ckpt is None else _cfw(config, cfw_ckpt).eval().requires_grad_(False).to(where)
+        dtype = DTYPES[check_choice("precision", precision, PRECISIONS)]
+        config = load_config([config_file], ["model.params.edge_loss_weight=0"])  # nothing is trained here
+        model = _model(config, str(config_file), ckpt).eval().requires_grad_(requires_grad=False)
+        cfw = None if cfw_ckpt is None else _cfw(config, cfw_ckpt).eval().requires_grad_(requires_grad=False).to(where)
         networks: tuple[nn.Module, ...] = (model.model, model.structcond_stage_model)
         for network in networks:
             # Channels last: the layout that convolutions are fastest in, on both kinds of device.
-            network.to(device=where, dtype=PRECISIONS[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(device=where, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.first_stage_model.to(where)
         frame = config.get("degradation.gt_size") or model.first_stage_model.config.resolution
         return cls(model, cfw, frame, where)
 
 
 def chosen_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises UserError for a device that is not there."""
+    """`auto` is the GPU where there is one. Raises FieldError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} is not there; use auto, cpu, or cuda on a machine with a GPU") from error
+        raise FieldError("device", f"{name} is not there; use auto, cpu, or cuda on a machine with a GPU") from error
     return device
 
 
 def _model(config: Config, file: str, ckpt: str | Path) -> LatentDiffusionSRTextWT:
-    block = config.get("model")
-    if not isinstance(block, dict) or not isinstance(block.get("params"), dict):
+    target = config.get("model.target")
+    if target is None:
         raise UserError(f"{file} has no `model:` with a `target:` and `params:`; give the config that was trained with")
-    kind = get_obj_from_str(str(block.get("target")))
+    kind = get_obj_from_str(str(target))
     if not (isinstance(kind, type) and issubclass(kind, LatentDiffusionSRTextWT)):
-        raise UserError(f"{file}: model.target is {block.get('target')}; upscaling needs LatentDiffusionSRTextWT")
-    keys = read_state_dict(ckpt).keys()
+        raise UserError(f"{file}: model.target is {target}; upscaling needs LatentDiffusionSRTextWT")
+    keys, added = read_state_dict(ckpt).keys(), dict[str, Callable[[str], bool]](MAY_BE_NEW)
     for name in ("SPADE", "structure"):
-        if not any(MAY_BE_NEW[name](key) for key in keys):
+        if not any(added[name](key) for key in keys):
             raise UserError(
-                f"{ckpt} holds no {name} weights: it is no checkpoint of StableSR; give one, such as "
+                f"{ckpt} holds no {name} weights: it is not a checkpoint of StableSR; give one, such as "
                 "stablesr_000117.ckpt or a run's checkpoints/last.ckpt"
             )
-    params: dict[str, Any] = {**block["params"], "ckpt_path": str(ckpt), "edge_loss_weight": 0.0}
-    first_stage = params.get("first_stage_config", {}).get("params", {})
-    if first_stage.get("ckpt_path"):
-        params["first_stage_config"] = _relocated(params["first_stage_config"])
-        if not any(key.startswith(FIRST_STAGE) for key in keys):  # weights that leave the autoencoder to its own file
-            params["ignore_keys"] = [*params.get("ignore_keys", ()), FIRST_STAGE]
-    return instantiate_from_config({"target": block["target"], "params": params})
-
-
-def _relocated(first_stage: dict[str, Any]) -> dict[str, Any]:
-    """The block with a path that holds outside of the project's folder too."""
-    path = Path(first_stage["params"]["ckpt_path"])
-    found = path if path.exists() else ROOT / path
-    return {**first_stage, "params": {**first_stage["params"], "ckpt_path": str(found)}}
+    built: LatentDiffusionSRTextWT = build_model(config, ckpt=ckpt)
+    return built
 
 
 def _cfw(config: Config, cfw_ckpt: str | Path) -> AutoencoderKLResi:

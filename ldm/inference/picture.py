@@ -3,24 +3,26 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from basicsr.utils.errors import UserError
 from basicsr.utils.img_util import StoredPicture, as_01, stored
 
 MARK = "stablesr-edge"
-AFTER_HEADER = 33  # bytes: PNG's signature and its header chunk
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow and OpenCV turn colour into grey
 KINDS = ("u1", "u2", "f2", "f4", "f8")  # of arrays, as NumPy names them
-AnyPicture = Image.Image | np.ndarray | Tensor
+AnyPicture = Image.Image | NDArray[Any] | Tensor
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class Picture:
         """Height and width in pixels."""
         return self.rgb_01.shape[1], self.rgb_01.shape[2]
 
+    def opaque(self) -> Tensor:
+        """The colours (3, H, W), where transparency hides them continued from what shows.
+
+        Files hold anything there, black as a rule: it would bleed into what shows as soon as pixels are mixed. What
+        shows by an eighth or more keeps its colour.
+        """
+        if self.alpha_01 is None:
+            return self.rgb_01
+        return extended(self.rgb_01[None], (8 * self.alpha_01[None]).clamp(max=1))[0]
+
     @classmethod
     def from_stored(cls, picture: StoredPicture) -> "Picture":
         """From `read_picture`."""
@@ -48,7 +60,8 @@ class Picture:
     def from_planes(cls, planes_01: Tensor) -> "Picture":
         """From (C, H, W): grey, grey and alpha, RGB, or RGB and alpha.
 
-        Raises UserError for other shapes and for values outside [0, 1].
+        Raises:
+            UserError: another shape, or values outside [0, 1].
         """
         if planes_01.ndim != 3 or not 1 <= len(planes_01) <= 4 or 0 in planes_01.shape:
             raise UserError(
@@ -69,57 +82,74 @@ class Picture:
             colours = (colours * torch.tensor(LUMA).view(3, 1, 1)).sum(dim=0, keepdim=True)
         return colours if self.alpha_01 is None else torch.cat([colours, self.alpha_01])
 
-    def pixels(self, dtype: type[np.integer]) -> np.ndarray:
+    def pixels(self, dtype: type[np.integer[Any]]) -> NDArray[Any]:
         """(H, W, C), uint8 or uint16, rounded."""
         return (self.planes() * np.iinfo(dtype).max).round().permute(1, 2, 0).numpy().astype(dtype)
+
+    def metadata(self) -> dict[str, bytes]:
+        """EXIF, and the ICC profile where it is one of grey for a grey picture, or one of RGB for one of colours."""
+        space = self.icc_profile[16:20]  # the profile's header says which colours it is for
+        kept = {"exif": self.exif, "icc_profile": self.icc_profile if space == (b"RGB ", b"GRAY")[self.grey] else b""}
+        return {name: value for name, value in kept.items() if value}
 
     def to_pil(self) -> Image.Image:
         """With 8 bits per channel; EXIF and ICC profile are in `info`."""
         pixels = self.pixels(np.uint8)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        image.info |= {name: value for name, value in self._metadata().items() if value}
+        image.info.update(self.metadata())
         return image
 
-    def to_png(self, bits: int) -> bytes:
-        """A PNG file with 8 or 16 bits per channel."""
-        if bits == 8:
-            buffer = io.BytesIO()
-            self.to_pil().save(buffer, "PNG", **{name: value or None for name, value in self._metadata().items()})
-            return buffer.getvalue()
-        # Pillow writes no 16-bit colour; OpenCV orders channels the other way and knows no grey with alpha.
-        colour = replace(self, grey=self.grey and self.alpha_01 is None)
-        pixels = colour.pixels(np.uint16)
-        if pixels.shape[2] > 1:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-        kinds = {cv2.IMAGE_METADATA_EXIF: self.exif, cv2.IMAGE_METADATA_ICCP: self.icc_profile}
-        kept = {kind: np.frombuffer(value, np.uint8) for kind, value in kinds.items() if value}
-        return cv2.imencodeWithMetadata(".png", pixels, list(kept), list(kept.values()))[1].tobytes()
-
-    def _metadata(self) -> dict[str, bytes]:
-        return {"exif": self.exif, "icc_profile": self.icc_profile}
+    def to_png(self, bits: int, mark: str = "") -> bytes:
+        """A PNG file with 8 or 16 bits per channel, and a text in it that says what it was made from."""
+        if bits == 16:
+            return _png_16(self.pixels(np.uint16), self.metadata(), mark)
+        text = PngInfo()
+        if mark:
+            text.add_text(MARK, mark)
+        buffer = io.BytesIO()
+        self.to_pil().save(buffer, "PNG", pnginfo=text, **self.metadata())
+        return buffer.getvalue()
 
 
-def marked(png: bytes, mark: str) -> bytes:
-    """A PNG file with a text in it (chunk tEXt, before the pixels), which says what it was made from."""
-    text = b"tEXt" + MARK.encode() + b"\0" + mark.encode("ascii")
-    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
-    return png[:AFTER_HEADER] + chunk + png[AFTER_HEADER:]
+def _png_16(pixels: NDArray[np.uint16], metadata: Mapping[str, bytes], mark: str) -> bytes:
+    """(H, W, 1 to 4) as a PNG file: Pillow writes no 16-bit colour, and OpenCV no grey with alpha and no text."""
+    (height, width, channels), colour_type = pixels.shape, (0, 4, 2, 6)[pixels.shape[2] - 1]
+    rows = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, width * channels * 2)
+    filtered = np.ones((height, 1 + rows.shape[1]), np.uint8)  # 1 says that each pixel's left neighbour is subtracted
+    filtered[:, 1:] = rows
+    filtered[:, 1 + 2 * channels :] -= rows[:, : -2 * channels]
+    # Pillow and OpenCV read grey with alpha of this depth as colour, to which they would add a profile for grey.
+    profile = b"" if channels == 2 else metadata.get("icc_profile")
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0),
+        b"iCCP": b"profile\0\0" + zlib.compress(profile) if profile else b"",
+        b"eXIf": metadata.get("exif", b"").removeprefix(b"Exif\0\0"),
+        b"tEXt": f"{MARK}\0{mark}".encode("latin-1") if mark else b"",
+        b"IDAT": zlib.compress(filtered.tobytes()),
+    }
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, content in [*((kind, content) for kind, content in chunks.items() if content), (b"IEND", b"")]:
+        png += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return png
 
 
 def mark_of(file: Path) -> str | None:
-    """The text that `marked` put into a PNG file; None where there is none."""
+    """The text that `to_png` put into a PNG file; None where there is none."""
     try:
         with Image.open(file) as image:
             return image.info.get(MARK)
-    except OSError:  # no picture
+    except OSError:  # not a picture
         return None
 
 
-def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPicture]]:
+def to_picture(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPicture]]:
     """A picture and the way back to the kind that it came as.
 
     PIL images of any mode; arrays (H, W) or (H, W, C), uint8, uint16 or float in [0, 1]; tensors (C, H, W), float in
-    [0, 1]. Type and device are kept. Raises UserError for everything else.
+    [0, 1]. Type and device are kept.
+
+    Raises:
+        UserError: it is something else.
     """
     if isinstance(picture, Image.Image):
         try:
@@ -138,9 +168,9 @@ def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPic
     array = picture[..., None] if picture.ndim == 2 else picture
     values = array.astype(np.float32) if array.dtype.kind == "f" else as_01(array)
     if values.ndim != 3:
-        raise UserError(f"an array of shape {picture.shape} is no picture; give (H, W) or (H, W, C)")
+        raise UserError(f"an array of shape {picture.shape} is not a picture; give (H, W) or (H, W, C)")
 
-    def back(result: Picture) -> np.ndarray:
+    def back(result: Picture) -> NDArray[Any]:
         pixels = (
             result.pixels(picture.dtype.type)
             if picture.dtype.kind == "u"
@@ -149,3 +179,18 @@ def understood(picture: AnyPicture) -> tuple[Picture, Callable[[Picture], AnyPic
         return pixels[..., 0] if picture.ndim == 2 else pixels
 
     return Picture.from_planes(torch.from_numpy(values).permute(2, 0, 1)), back
+
+
+def extended(rgb: Tensor, weight: Tensor) -> Tensor:
+    """Colours (B, 3, H, W) where `weight` (B, 1, H, W), 0 to 1, is 1; elsewhere the average of those nearby.
+
+    Pull-push interpolation (Gortler et al. 1996, section 3.4): averages of ever larger blocks, from the whole picture
+    down, are mixed with the finer ones by their weight.
+    """
+    if weight.min() == 1 or max(rgb.shape[-2:]) == 1:
+        return rgb
+    total = F.avg_pool2d(weight, 2, ceil_mode=True)
+    average = F.avg_pool2d(rgb * weight, 2, ceil_mode=True) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    coarse = extended(average, (4 * total).clamp(max=1))
+    filled = F.interpolate(coarse, size=rgb.shape[-2:], mode="bilinear")
+    return weight * rgb + (1 - weight) * filled

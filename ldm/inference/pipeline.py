@@ -18,24 +18,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.img_process_util import reflect_pad
+from basicsr.utils.ranges import from_pm1, to_pm1
 from basicsr.utils.rng import torch_rng
 from ldm.inference.color_fix import adaptive_instance_normalization, wavelet_reconstruction
-from ldm.inference.networks import DEMO_CONFIG, DEMO_WEIGHTS, Networks
-from ldm.inference.picture import AnyPicture, Picture, understood
-from ldm.inference.settings import MIN_TILE, UpscaleSettings
-from ldm.inference.tiled_vae import TiledAutoencoder, Watch, unwatched
-from ldm.models.diffusion.sampling import noise_of_pictures, started_at
-from ldm.models.diffusion.schedule import space_timesteps
+from ldm.inference.networks import Networks, demo_files
+from ldm.inference.picture import AnyPicture, Picture, to_picture
+from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MIN_TILE, UpscaleSettings
+from ldm.inference.tiled_vae import Progress, TiledAutoencoder, no_progress
+from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.sampling import Sampling, noise_of_pictures, truncated
+from ldm.models.diffusion.tiling import Tiling
 
 MIN_SIDE = 8  # pixels: there is nothing to see in less
 BYTES_PER_PIXEL = 100  # of the result: eight canvases of three floats, rounded up
 COLOR_FIXES = {"adain": adaptive_instance_normalization, "wavelet": wavelet_reconstruction}
-DEFAULTS = UpscaleSettings()
-# More steps cost time and give more texture, but the small networks' texture is further from the truth. Their colours
-# are off by region, which adain, one for the whole picture, cannot mend.
-DEMO_DEFAULTS = UpscaleSettings(steps=4, batch=16, colorfix="wavelet")
+
+
+class NotEnoughMemoryError(UserError):
+    """Memory does not suffice for a result of this size with these settings."""
 
 
 class Upscaler:
@@ -45,8 +47,9 @@ class Upscaler:
         self.networks = networks
         self.settings = settings
         self.tile, self.overlap = _tiles(networks, settings)  # latent cells
+        self.sampling = Sampling(settings.steps, settings.sampler, settings.eta, settings.start_t)
         # Now rather than at every picture: both raise UserError for steps that the process does not have.
-        space_timesteps(len(started_at(networks.model.betas_of_process, settings.start_t)), settings.steps)
+        self.sampling.timesteps(len(truncated(networks.model.betas_of_process, settings.start_t)))
 
     @classmethod
     def from_checkpoint(
@@ -63,33 +66,43 @@ class Upscaler:
 
         cfw_ckpt: a second-stage autoencoder, which decodes with the input's features. device: auto, cpu, cuda, cuda:1.
         precision: of the U-Net and the time-aware encoder: fp32, bf16 or fp16.
-        Raises UserError where a file or a choice does not fit; see `Networks.load`.
+
+        Raises:
+            UserError: a file or a choice does not fit; see `Networks.load`.
         """
         if (config is None) != (ckpt is None):
-            raise UserError(
-                "--base and --ckpt belong together: give the config that the checkpoint was trained with, "
-                "or neither for the demo weights"
+            given, lacking = ("ckpt", "config") if config is None else ("config", "ckpt")
+            raise FieldError(
+                lacking,
+                f"is not given: a {given} was given, and the two belong together; give the config that the checkpoint "
+                "was trained with, or neither for the demo weights",
             )
         if config is None or ckpt is None:
-            networks = Networks.load(DEMO_CONFIG, DEMO_WEIGHTS, cfw_ckpt, device, precision)
-            return cls(networks, settings or DEMO_DEFAULTS)
-        return cls(Networks.load(config, ckpt, cfw_ckpt, device, precision), settings or DEFAULTS)
+            (config, ckpt), defaults = demo_files(), DEMO_DEFAULTS
+        else:
+            defaults = DEFAULTS
+        return cls(Networks.load(config, ckpt, cfw_ckpt, device, precision), settings or defaults)
 
-    def __call__(self, picture: AnyPicture, watch: Watch = unwatched) -> AnyPicture:
+    def __call__(self, picture: AnyPicture, progress: Progress = no_progress) -> AnyPicture:
         """One picture, `upscale` times as large, of the kind that was given; a tensor may hold several, (B, C, H, W).
 
-        `watch` may wrap each long loop to show its progress. Raises UserError for what is no picture, for one with a
-        side below 8 pixels, and where memory does not suffice.
+        `progress` may wrap each long loop to show how far it is.
+
+        Raises:
+            UserError: not a picture, a side below 8 pixels, or a result that is not finite.
+            NotEnoughMemoryError: memory does not suffice.
         """
         if isinstance(picture, Tensor) and picture.ndim == 4 and len(picture):
-            return torch.stack([self(each, watch) for each in picture])  # type: ignore[misc]
-        given, back = understood(picture)
-        return back(self.upscale([given], watch)[0])
+            return torch.stack([self(each, progress) for each in picture])  # type: ignore[misc]
+        given, back = to_picture(picture)
+        return back(self.upscale([given], progress)[0])
 
     def canvas_size(self, picture: Picture) -> tuple[int, int]:
         """Height and width of the result with its padding, pixels: whole steps of the U-Net, and no less than a frame.
 
-        Raises UserError for a picture that is too small or for whose result there is not enough memory.
+        Raises:
+            UserError: the picture is too small.
+            NotEnoughMemoryError: there is not enough memory for the result.
         """
         height, width = picture.size
         if min(height, width) < MIN_SIDE:
@@ -97,9 +110,9 @@ class Upscaler:
         wide, high = (round(side * self.settings.upscale) for side in (width, height))
         needed, there = wide * high * BYTES_PER_PIXEL, _memory()
         if needed > there:
-            raise UserError(
+            raise NotEnoughMemoryError(
                 f"not enough memory for a result of {wide} x {high} pixels (about {needed / 1e9:.0f} GB of "
-                f"{there / 1e9:.0f} GB); choose a smaller --upscale, or cut the picture up"
+                f"{there / 1e9:.0f} GB); choose a smaller upscale, or cut the picture up"
             )
         multiple, frame = self.networks.multiple, self.networks.frame
         least = min(frame, (self.tile or frame) * self.networks.downsampling)
@@ -111,10 +124,11 @@ class Upscaler:
         return self.tile is None or max(self.canvas_size(picture)) <= self.tile * self.networks.downsampling
 
     @torch.no_grad()
-    def upscale(self, pictures: Sequence[Picture], watch: Watch = unwatched) -> list[Picture]:
+    def upscale(self, pictures: Sequence[Picture], progress: Progress = no_progress) -> list[Picture]:
         """Pictures of one `canvas_size` at once. Each draws noise of its own: the result does not depend on the others.
 
-        Raises UserError as `__call__` does.
+        Raises:
+            UserError: as `__call__` does.
         """
         height, width = self.canvas_size(pictures[0])
         advice = self._advice(len(pictures))
@@ -127,64 +141,69 @@ class Upscaler:
                 self.networks.device,
                 self.tile,
                 self.overlap,
+                self.settings.dec_w,
             )
-            if self.networks.cfw is not None:
-                self.networks.cfw.decoder.fusion_w = self.settings.dec_w
             large = [self.enlarged(picture) for picture in pictures]
             lq_pm1 = [_padded(picture, (height, width)) for picture in large]
-            z_lq = torch.cat([vae.encode(image, rng, watch) for image, rng in zip(lq_pm1, rngs, strict=True)])
-            z = self._sample(z_lq.to(self.networks.device), rngs, watch).cpu()
+            z_lq = torch.cat([vae.encode(image, rng, progress) for image, rng in zip(lq_pm1, rngs, strict=True)])
+            z = self._sample(z_lq.to(self.networks.device), rngs, progress).cpu()
             return [
-                self._finished(picture, vae.decode(latent[None], image, watch))
+                self._finished(picture, vae.decode(latent[None], image, progress))
                 for picture, latent, image in zip(large, z, lq_pm1, strict=True)
             ]
 
     def enlarged(self, picture: Picture) -> Picture:
-        """The picture at the result's size by bicubic interpolation, as in training."""
+        """The picture at the result's size by bicubic interpolation, as in training; see `Picture.opaque`."""
         size = [round(side * self.settings.upscale) for side in picture.size]
 
         def resized(planes: Tensor) -> Tensor:
             return F.interpolate(planes[None], size=size, mode="bicubic")[0].clamp(0, 1)
 
         alpha = picture.alpha_01
-        return replace(picture, rgb_01=resized(picture.rgb_01), alpha_01=None if alpha is None else resized(alpha))
+        return replace(picture, rgb_01=resized(picture.opaque()), alpha_01=None if alpha is None else resized(alpha))
 
-    def _sample(self, z_lq: Tensor, rngs: Sequence[torch.Generator], watch: Watch) -> Tensor:
+    def _sample(self, z_lq: Tensor, rngs: Sequence[torch.Generator], progress: Progress) -> Tensor:
         chosen, model = self.settings, self.networks.model
         prompts = [chosen.prompt, chosen.negative_prompt]
-        context, uncond = model.text(model.cond_stage_model, prompts, self.networks.device)[:, None]
+        context, uncond = model.contexts(prompts).to(self.networks.device)[:, None]
+        together = max(1, chosen.batch // len(z_lq))
+        tiling = Tiling(self.tile, self.overlap, together) if self.tile else None
         with model.ema_scope():
             return model.sample(
                 z_lq,
-                context,
-                steps=chosen.steps,
-                sampler=chosen.sampler,
-                eta=chosen.eta,
-                start_t=chosen.start_t,
-                guidance_scale=chosen.guidance_scale,
-                uncond=uncond,
+                Guidance(context, uncond, chosen.guidance_scale),
+                self.sampling,
+                tiling=tiling,
                 noise=noise_of_pictures(rngs, z_lq.device),
-                tile_size=self.tile,
-                tile_overlap=self.overlap,
-                tile_batch=max(1, chosen.batch // len(z_lq)),
-                progress=lambda steps: watch("sampling", steps),
+                progress=lambda steps: progress("sampling", steps),
             )
 
     def _finished(self, enlarged: Picture, decoded_pm1: Tensor) -> Picture:
-        """Crop, and correct the colours by the enlarged input."""
+        """Crop, and correct the colours by the enlarged input. Raises UserError for a result that is not finite."""
         height, width = enlarged.size
         top, left = _margins(enlarged, decoded_pm1.shape[-2:])
         image = decoded_pm1[..., top : top + height, left : left + width]
+        if not image.isfinite().all():  # before it is clamped, which would make it look like a picture
+            raise _not_finite(self.networks.precision)
         if self.settings.colorfix != "none":
-            image = COLOR_FIXES[self.settings.colorfix](image, enlarged.rgb_01[None] * 2 - 1)
-        return replace(enlarged, rgb_01=((image[0] + 1) / 2).clamp(0, 1))
+            image = COLOR_FIXES[self.settings.colorfix](image, to_pm1(enlarged.rgb_01[None]))
+        return replace(enlarged, rgb_01=from_pm1(image[0]).clamp(0, 1))
 
     def _advice(self, together: int) -> str:
         """What to do where memory does not suffice."""
         tile = (self.tile or self.networks.frame) * self.networks.downsampling if self.tile else self.networks.frame * 2
         if self.settings.batch > 1 or together > 1:
-            return "choose a smaller --batch or --tile, such as --batch 1 --tile auto"
-        return f"choose smaller tiles, such as --tile {max(MIN_TILE, tile // 2)}"
+            return "choose a smaller batch or tile, such as batch 1 and tile auto"
+        return f"choose smaller tiles, such as tile {max(MIN_TILE, tile // 2)}"
+
+
+def _not_finite(precision: str) -> UserError:
+    if precision == "fp16":  # whose numbers end at 65504
+        return FieldError("precision", "is fp16, in which this result is not finite (NaN): choose bf16 or fp32")
+    return UserError(
+        f"the result is not finite (NaN), in {precision}: the checkpoint's weights may be damaged; try another "
+        "checkpoint, or precision fp32"
+    )
 
 
 def _tiles(networks: Networks, settings: UpscaleSettings) -> tuple[int | None, int]:
@@ -195,7 +214,7 @@ def _tiles(networks: Networks, settings: UpscaleSettings) -> tuple[int | None, i
     side = max(side - side % networks.multiple, networks.multiple)
     overlap = side // 3 if settings.tile_overlap is None else settings.tile_overlap
     if overlap >= side:
-        raise UserError(f"--tile_overlap is {overlap}: choose less than the tiles' {side} pixels")
+        raise FieldError("tile_overlap", f"is {overlap}: choose less than the tiles' {side} pixels")
     return side // networks.downsampling, overlap // networks.downsampling
 
 
@@ -221,7 +240,7 @@ def _memory() -> float:
 
 @contextmanager
 def explained_out_of_memory(where: str) -> Iterator[None]:
-    """Raise UserError in place of whatever says that memory does not suffice, on a GPU or not."""
+    """Raise NotEnoughMemoryError in place of whatever says that memory does not suffice, on a GPU or not."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -229,4 +248,4 @@ def explained_out_of_memory(where: str) -> Iterator[None]:
         words = ("can't allocate memory", "not enough memory", "out of memory")
         if isinstance(error, RuntimeError) and not any(word in str(error).lower() for word in words):
             raise
-        raise UserError(f"not enough memory {where}") from error
+        raise NotEnoughMemoryError(f"not enough memory {where}") from error

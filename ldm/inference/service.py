@@ -1,27 +1,28 @@
-"""Upscales for people in front of a page: checked, one at a time, watched, stopped, and refused in a sentence."""
+"""Upscales for people in front of a page: checked, one at a time, stopped, and refused in a sentence; no Gradio."""
 
-import re
+import shutil
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
-from PIL import Image
 from torch import nn
 
-from basicsr.utils.errors import UserError
-from basicsr.utils.img_util import read_picture
+from basicsr.utils.errors import FieldError, UserError
+from basicsr.utils.img_util import opened, read_picture
 from ldm.inference.networks import Networks
 from ldm.inference.picture import Picture
-from ldm.inference.pipeline import Upscaler
+from ldm.inference.pipeline import NotEnoughMemoryError, Upscaler
 from ldm.inference.settings import UpscaleSettings
+from ldm.inference.tiled_vae import Progress, no_progress
 
-POLL_S = 0.2  # between two looks at what a running upscale has done
 NO_MEMORY = "There is not enough memory for a result of this size; choose a smaller Factor or a smaller picture"
-# What the page calls the options, by their flag.
+# What the page calls the settings.
 LABELS = {
     "upscale": "Factor", "steps": "Steps", "sampler": "Sampler", "colorfix": "Colours", "seed": "Seed",
     "guidance_scale": "Guidance", "prompt": "Prompt", "negative_prompt": "Negative prompt", "dec_w": "Faithfulness",
@@ -32,18 +33,17 @@ class StoppedError(Exception):
     """The upscale was told to stop."""
 
 
+class Stop(threading.Event):
+    """Set from another thread, it ends an upscale before the network's next call."""
+
+    def check(self, *_: object) -> None:
+        """Raises StoppedError once it is set."""
+        if self.is_set():
+            raise StoppedError
+
+
 @dataclass(frozen=True)
-class Progress:
-    """How far an upscale is: parts done of the present stage; while it is `waiting`, the upscales before it."""
-
-    stage: str
-    done: int = 0
-    total: int = 0
-    seconds_left: float | None = None  # of this stage; None before its first part is done
-
-
-@dataclass(frozen=True)
-class Result:
+class Comparison:
     """Two PNG files of one size: the input enlarged by bicubic interpolation, and the upscaled picture."""
 
     before: Path
@@ -52,79 +52,28 @@ class Result:
     seconds: float
 
 
-class Job:
-    """One upscale: its progress may be read, and it may be stopped, from other threads."""
-
-    def __init__(self) -> None:
-        self.progress = Progress("waiting")
-        self._stop = threading.Event()
-
-    def stop(self) -> None:
-        """End it before the network's next call."""
-        self._stop.set()
-
-    def check(self) -> None:
-        """Raises StoppedError after `stop`."""
-        if self._stop.is_set():
-            raise StoppedError
-
-    def watch(self, stage: str, parts: Iterable) -> Iterator:
-        """A `Watch` for the upscaler that notes what is done."""
-        parts = list(parts)
-        start = time.monotonic()
-        for done, part in enumerate(parts):
-            self.check()
-            left = (time.monotonic() - start) / done * (len(parts) - done) if done else None
-            self.progress = Progress(stage, done, len(parts), left)
-            yield part
-        self.progress = Progress(stage, len(parts), len(parts), 0)
-
-
-class Turns:
-    """First come, first served, one at a time."""
-
-    def __init__(self) -> None:
-        self._line: list[object] = []
-
-    @contextmanager
-    def ticket(self) -> Iterator[Callable[[], int]]:
-        """A place in the line for as long as the context lasts; gives a function that counts those before it."""
-        place = object()
-        self._line.append(place)
-        try:
-            yield lambda: self._line.index(place)
-        finally:
-            self._line.remove(place)
-
-
 class Service:
-    """Upscales files that people hand in with one set of networks; `folder` takes what it makes.
+    """Upscales files that people hand in with one set of networks.
 
     max_pixels: what a picture, and its result, may have at most.
     """
 
-    def __init__(self, networks: Networks, folder: Path, max_pixels: int) -> None:
+    def __init__(self, networks: Networks, max_pixels: int) -> None:
         self.networks = networks
-        self.folder = folder
         self.max_pixels = max_pixels
-        self._turns = Turns()
+        self._one_at_a_time = threading.Lock()
 
     def open(self, file: Path) -> Picture:
         """The picture in a file; its size is looked at before it is decoded. Raises UserError as a sentence."""
-        try:
-            with Image.open(file) as header:
+        with friendly_errors(file):
+            with opened(file, sys.maxsize) as header:
                 width, height = header.size
-        except Image.DecompressionBombError as error:
-            raise UserError(f"{file.name} has far more pixels than fit; choose a smaller picture") from error
-        except Exception:  # read_picture says what is wrong with it
-            width = height = 0
-        if width * height > self.max_pixels:
-            raise UserError(
-                f"{file.name} is {width} × {height} pixels, and this page takes up to "
-                f"{_megapixels(self.max_pixels)}; choose a smaller picture"
-            )
-        with told_kindly(file):
-            picture = Picture.from_stored(read_picture(file))
+            if width * height > self.max_pixels:
+                raise UserError(
+                    f"it is {width} × {height} pixels, and this page takes up to {_megapixels(self.max_pixels)}; "
+                    "choose a smaller picture"
+                )
+            picture = Picture.from_stored(read_picture(file, self.max_pixels))
             Upscaler(self.networks, UpscaleSettings(upscale=1)).canvas_size(picture)  # refuses what is too small
             return picture
 
@@ -139,82 +88,59 @@ class Service:
             )
         return height, width
 
-    def run(self, file: Path, settings: UpscaleSettings, job: Job) -> Iterator[Progress | Result]:
-        """Upscale a file in a thread of its own: its progress whenever it changes, the result last.
+    def upscale(
+        self, file: Path, settings: UpscaleSettings, place: Path, stop: Stop, progress: Progress = no_progress
+    ) -> Comparison:
+        """Upscale a file; the result is in a new folder below `place`.
 
-        Raises StoppedError after `job.stop()`, and UserError, as a sentence, for what cannot be done.
+        Raises:
+            StoppedError: `stop` was set, by whatever thread.
+            UserError: it cannot be done; the message is a sentence.
         """
-        with self._turns.ticket() as before:
-            while waiting := before():
-                job.check()
-                yield Progress("waiting", total=waiting)
-                time.sleep(POLL_S)
-            ending: list[Result | BaseException] = []
 
-            def work() -> None:
-                try:
-                    ending.append(self._upscaled(file, settings, job))
-                except BaseException as error:  # raised again in the thread that waits
-                    ending.append(error)
+        def stoppable(stage: str, parts: Iterable[Any]) -> Iterator[Any]:
+            for part in progress(stage, parts):
+                stop.check()
+                yield part
 
-            worker = threading.Thread(target=work, daemon=True)
-            worker.start()
-            try:
-                yield from _changes(job, worker)
-            finally:  # also where whoever was watching has gone
-                if worker.is_alive():
-                    job.stop()
-                worker.join()
-        if isinstance(ending[0], BaseException):
-            raise ending[0]
-        yield ending[0]
-
-    def _upscaled(self, file: Path, settings: UpscaleSettings, job: Job) -> Result:
         start = time.monotonic()
-        job.progress = Progress("encoding")
-        picture = self.open(file)
-        self.result_size(picture.size, settings.upscale)
-        upscaler = Upscaler(self.networks, settings)
-        denoiser: nn.Module = self.networks.model.model.diffusion_model
-        # A step of a large picture is many calls of the network: stopping does not wait for all of them.
-        with told_kindly(file), denoiser.register_forward_pre_hook(lambda *_: job.check()):
-            (result,) = upscaler.upscale([picture], job.watch)
-        job.progress = Progress("saving")
-        folder = Path(mkdtemp(dir=self.folder))
+        with self._one_at_a_time:
+            stop.check()
+            picture = self.open(file)
+            size = self.result_size(picture.size, settings.upscale)
+            denoiser: nn.Module = self.networks.model.model.diffusion_model
+            # A step of a large picture is many calls of the network: stopping does not wait for all of them.
+            with friendly_errors(file), denoiser.register_forward_pre_hook(stop.check):
+                upscaler = Upscaler(self.networks, settings)
+                (result,) = upscaler.upscale([picture], stoppable)
+        place.mkdir(parents=True, exist_ok=True)
+        folder = Path(mkdtemp(dir=place))
         before, after = folder / f"{file.stem}_bicubic.png", folder / f"{file.stem}_x{settings.upscale:g}.png"
-        before.write_bytes(upscaler.enlarged(picture).to_png(8))
-        after.write_bytes(result.to_png(8))
-        return Result(before, after, result.size, time.monotonic() - start)
-
-
-def _changes(job: Job, worker: threading.Thread) -> Iterator[Progress]:
-    """Every progress of the job that is seen, until its thread has ended."""
-    seen: Progress | None = None
-    while worker.is_alive():
-        if job.progress != seen:
-            seen = job.progress
-            yield seen
-        worker.join(POLL_S)
+        try:
+            before.write_bytes(upscaler.enlarged(picture).to_png(8))
+            after.write_bytes(result.to_png(8))
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(f"The result cannot be stored on this page's machine ({error.strerror})") from error
+        return Comparison(before, after, size, time.monotonic() - start)
 
 
 @contextmanager
-def told_kindly(file: Path) -> Iterator[None]:
-    """What the command line would say of a file, in the words of a page: labels, not flags; its name, not its path."""
+def friendly_errors(file: Path) -> Iterator[None]:
+    """What the library says of a file and of settings in the words of a page: its name for the path, labels for fields.
+
+    Raises:
+        UserError: in place of any other UserError, and of a MemoryError.
+    """
     try:
         yield
-    except UserError as error:
-        raise UserError(sentence(str(error), file)) from error
-    except MemoryError as error:
+    except (NotEnoughMemoryError, MemoryError) as error:  # the library speaks of tiles, which the page does not offer
         raise UserError(NO_MEMORY) from error
-
-
-def sentence(message: str, file: Path) -> str:
-    """A message of the library for people who see labels in place of flags, and know their file by its name."""
-    if message.startswith("not enough memory"):  # tiles and batches, which it speaks of, are not for the page to choose
-        return NO_MEMORY
-    message = message.replace(f"{file}: ", f"{file.name} ").replace("replace or remove it", "choose another file")
-    message = re.sub(r"--(\w+)", lambda flag: LABELS.get(flag[1], flag[1]), message)
-    return re.sub(r"^it is (\d+) x (\d+) pixels", rf"{file.name} is \1 × \2 pixels", message)
+    except FieldError as error:
+        raise UserError(f"{LABELS.get(error.field, error.field)} {error.problem}") from error
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file}: ").removesuffix("; replace or remove it")
+        raise UserError(f"{file.name}: {reason}") from error
 
 
 def _megapixels(pixels: int) -> str:

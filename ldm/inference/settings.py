@@ -1,21 +1,32 @@
-"""How to upscale: everything a user may choose, checked."""
+"""How to upscale: everything a user may choose, checked. Loads neither torch nor any other heavy package."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, closest
 
 Sampler = Literal["ddpm", "ddim"]
 ColorFix = Literal["adain", "wavelet", "none"]
+PRECISIONS = ("fp32", "bf16", "fp16")
 MIN_TILE = 64  # pixels of the result
 MAX_FACTOR = 16
 
 
+def check_choice(field: str, value: str, valid: Iterable[str]) -> str:
+    """`value`, where it is one of `valid`. Raises FieldError, with the closest one."""
+    valid = list(valid)
+    if value not in valid:
+        near = closest(str(value), valid)
+        raise FieldError(field, f"is {value!r}: " + (f"did you mean {near!r}?" if near else f"use {', '.join(valid)}"))
+    return value
+
+
 @dataclass(frozen=True)
 class UpscaleSettings:
-    """Options of an upscale, named as the flags of scripts/upscale.py.
+    """Options of an upscale.
 
     upscale: factor on the sides, 1 to 16. steps: of the sampler, counted from where it starts; start_t: the step of the
     whole process to start from, the last one by default: the lower, the closer to the input.
@@ -25,7 +36,8 @@ class UpscaleSettings:
         trained at, none the whole picture at once. tile_overlap: pixels, a third of a tile by default.
     batch: tiles, of one picture or of several small ones, that go through the network at once.
 
-    Raises UserError for a value that cannot be; the message names the flag.
+    Raises:
+        FieldError: a value that cannot be.
     """
 
     upscale: float = 4
@@ -44,24 +56,29 @@ class UpscaleSettings:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        checks.number("--upscale", self.upscale, 1, MAX_FACTOR)
-        checks.whole_number("--steps", self.steps, 1)
-        checks.number("--eta", self.eta, 0, 1)
-        checks.number("--guidance_scale", self.guidance_scale)
-        checks.number("--dec_w", self.dec_w, 0, 1)
-        checks.whole_number("--batch", self.batch, 1)
-        checks.whole_number("--seed", self.seed, 0)
-        for flag, value, choices in (("--sampler", self.sampler, Sampler), ("--colorfix", self.colorfix, ColorFix)):
-            if value not in get_args(choices):
-                raise checks.unknown(flag, str(value), get_args(choices))
-        if self.start_t is not None and self.steps > checks.whole_number("--start_t", self.start_t, 0) + 1:
-            raise UserError(
-                f"--steps is {self.steps}: from --start_t {self.start_t} on at most {self.start_t + 1} can be taken"
+        checks.number("upscale", self.upscale, 1, MAX_FACTOR)
+        checks.whole_number("steps", self.steps, 1)
+        checks.number("eta", self.eta, 0, 1)
+        checks.number("guidance_scale", self.guidance_scale)
+        checks.number("dec_w", self.dec_w, 0, 1)
+        checks.whole_number("batch", self.batch, 1)
+        checks.whole_number("seed", self.seed, 0)
+        check_choice("sampler", self.sampler, get_args(Sampler))
+        check_choice("colorfix", self.colorfix, get_args(ColorFix))
+        if self.start_t is not None and self.steps > checks.whole_number("start_t", self.start_t, 0) + 1:
+            raise FieldError(
+                "steps", f"is {self.steps}: from start_t {self.start_t} on at most {self.start_t + 1} can be taken"
             )
         if isinstance(self.tile, str):
             if self.tile not in ("auto", "none"):
-                raise UserError(f"--tile is {self.tile!r}: give auto, none or a number of pixels from {MIN_TILE} on")
-        elif checks.whole_number("--tile", self.tile, -math.inf) < MIN_TILE:
-            raise UserError(f"--tile is {self.tile}: give {MIN_TILE} pixels or more; less shows too little")
+                raise FieldError("tile", f"is {self.tile!r}: give auto, none or a number of pixels from {MIN_TILE} on")
+        elif checks.whole_number("tile", self.tile, -math.inf) < MIN_TILE:
+            raise FieldError("tile", f"is {self.tile}: give {MIN_TILE} pixels or more; less shows too little")
         if self.tile_overlap is not None:
-            checks.whole_number("--tile_overlap", self.tile_overlap, 0)
+            checks.whole_number("tile_overlap", self.tile_overlap, 0)
+
+
+DEFAULTS = UpscaleSettings()
+# More steps cost time and give more texture, but the small networks' texture is further from the truth. Their colours
+# are off by region, which adain, one for the whole picture, cannot mend.
+DEMO_DEFAULTS = UpscaleSettings(steps=4, batch=16, colorfix="wavelet")

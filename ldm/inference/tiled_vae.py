@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 
 Window = tuple[slice, slice]  # rows and columns
 # What is done (its name) and its parts => the same parts, perhaps with a progress bar
-Watch = Callable[[str, Iterable], Iterable]
+Progress = Callable[[str, Iterable[Any]], Iterable[Any]]
 
 
-def unwatched(_name: str, parts: Iterable) -> Iterable:
+def no_progress(_name: str, parts: Iterable[Any]) -> Iterable[Any]:
     """No progress bar."""
     return parts
 
@@ -41,7 +42,7 @@ class TiledAutoencoder:
     Tiles overlap, and neighbours fade into each other over the whole overlap. Nothing but the canvases grows with the
     picture, so that none has to be split in pixels first.
 
-    cfw: decodes with the features that its encoder sees in the LQ picture, where it is given.
+    cfw: decodes with the features that its encoder sees in the LQ picture, weighted by `cfw_w`, where it is given.
     tile, overlap: in latent cells; no tile means the whole picture at once.
     """
 
@@ -51,8 +52,9 @@ class TiledAutoencoder:
     device: torch.device
     tile: int | None
     overlap: int
+    cfw_w: float = 1.0
 
-    def encode(self, image_pm1: Tensor, rng: torch.Generator, watch: Watch = unwatched) -> Tensor:
+    def encode(self, image_pm1: Tensor, rng: torch.Generator, progress: Progress = no_progress) -> Tensor:
         """(1, 3, H, W) -> a sample of the posterior, scaled: (1, 4, H / f, W / f). The tiles' moments are blended."""
         f = self.first_stage.config.downsampling
 
@@ -61,10 +63,10 @@ class TiledAutoencoder:
             return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
         size = (image_pm1.shape[-2] // f, image_pm1.shape[-1] // f)
-        blended = self._blend(moments, size, 1, lambda parts: watch("encoding", parts))
+        blended = self._blend(moments, size, 1, lambda parts: progress("encoding", parts))
         return self.scale_factor * DiagonalGaussianDistribution(blended).sample(rng)
 
-    def decode(self, z: Tensor, lq_pm1: Tensor, watch: Watch = unwatched) -> Tensor:
+    def decode(self, z: Tensor, lq_pm1: Tensor, progress: Progress = no_progress) -> Tensor:
         """Scaled latents (1, 4, h, w) and the LQ picture that they belong to -> (1, 3, f h, f w), not clamped."""
         f = self.first_stage.config.downsampling
 
@@ -74,9 +76,9 @@ class TiledAutoencoder:
                 return self.first_stage.decode(cells)
             # Encoded again tile by tile: a canvas of features would be a hundred times the picture.
             _, features = self.cfw.encode(lq_pm1[(..., *_scaled(window, f))].to(self.device))
-            return self.cfw.decode(cells, features)
+            return self.cfw.decode(cells, features, self.cfw_w)
 
-        return self._blend(pixels, (z.shape[-2], z.shape[-1]), f, lambda parts: watch("decoding", parts))
+        return self._blend(pixels, (z.shape[-2], z.shape[-1]), f, lambda parts: progress("decoding", parts))
 
     @torch.no_grad()
     def _blend(
@@ -84,7 +86,7 @@ class TiledAutoencoder:
         tile_of: Callable[[Window], Tensor],
         size: tuple[int, int],
         factor: int,
-        watch: Callable[[Iterable], Iterable],
+        progress: Callable[[Iterable[Window]], Iterable[Window]],
     ) -> Tensor:
         """What `tile_of` makes of windows of a latent canvas (h, w), `factor` times as large, put together."""
         tile = self.tile or max(size)
@@ -93,7 +95,7 @@ class TiledAutoencoder:
             return tile_of(windows[0]).float().cpu()
         canvas, total = torch.zeros(0), torch.zeros(size[0] * factor, size[1] * factor)
         weights = feather(min(tile, size[0]) * factor, min(tile, size[1]) * factor, self.overlap * factor)
-        for window in watch(windows):
+        for window in progress(windows):
             part, place = tile_of(window).float().cpu(), _scaled(window, factor)
             if not len(canvas):
                 canvas = torch.zeros(1, part.shape[1], *total.shape)

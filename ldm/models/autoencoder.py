@@ -1,21 +1,32 @@
 """The first stage: pictures to latents and back. `AutoencoderKL` is also what trains one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from basicsr.data.latent_pair import LatentPair
 from basicsr.data.pair_pool import Pair
+from basicsr.utils import checks
+from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
-from ldm.models.diffusion.checkpoint import load_checkpoint, take_prefix
+from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint, take_prefix
 from ldm.modules.diffusionmodules.fusion import FusionDecoder
 from ldm.modules.diffusionmodules.model import DDConfig, Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.perceptual import LastLayer, LPIPSWithDiscriminator
+from ldm.published import takes_published_keys
 from ldm.util import check_arguments, instantiate_from_config
+
+
+def _first_stage_part(state: StateDict) -> StateDict:
+    return take_prefix(state, "first_stage_model.")
 
 
 class AutoencoderKL(pl.LightningModule):
@@ -26,8 +37,6 @@ class AutoencoderKL(pl.LightningModule):
     and `monitor` are accepted from published YAMLs and change nothing here.
     """
 
-    learning_rate: float = 1e-4
-
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -37,8 +46,10 @@ class AutoencoderKL(pl.LightningModule):
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
         monitor: str | None = None,
+        learning_rate: float = 1e-4,
     ) -> None:
         super().__init__()
+        self.learning_rate = learning_rate
         if wrong := check_arguments(DDConfig, ddconfig, name="ddconfig"):
             raise UserError(wrong[1])
         config = DDConfig(**ddconfig)
@@ -51,7 +62,12 @@ class AutoencoderKL(pl.LightningModule):
         self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
         self.loss = instantiate_from_config(lossconfig)
         if ckpt_path is not None:
-            load_checkpoint(self, ckpt_path, ignore_keys, select=lambda state: take_prefix(state, "first_stage_model."))
+            load_checkpoint(self, ckpt_path, ignore_keys, _first_stage_part, self.may_be_new)
+
+    @property
+    def may_be_new(self) -> Mapping[str, Callable[[str], bool]]:
+        """Parts that a checkpoint to start from may lack as a whole; see `load_checkpoint`."""
+        return {}
 
     def make_decoder(self, config: DDConfig) -> Decoder:
         """The decoder that this class pairs with its encoder."""
@@ -61,9 +77,10 @@ class AutoencoderKL(pl.LightningModule):
         """The posterior over unscaled latents."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(image_pm1)))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Unscaled latents to a picture, not clamped."""
-        return self.decoder(self.post_quant_conv(z))
+    def decode(self, z: Tensor, recompute: bool = False) -> Tensor:
+        """Unscaled latents to a picture, not clamped; `recompute` saves memory in the backward pass (`Decoder`)."""
+        decoded_pm1: Tensor = self.decoder(self.post_quant_conv(z), recompute=recompute)
+        return decoded_pm1
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """One step of reconstruction on the pairs' true pictures."""
@@ -89,19 +106,72 @@ class AutoencoderKL(pl.LightningModule):
     def _step(self, pair: Pair, batch_idx: int, split: str) -> Tensor:
         rng = torch_rng(self.device, split, torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
         posterior = self.encode(pair.gt_pm1)
+        loss: Tensor
         loss, parts = self.loss(pair.gt_pm1, self.decode(posterior.sample(rng)), posterior)
         self.log_dict({f"{split}/{name}": value for name, value in parts.items()}, batch_size=len(pair))
         return loss
 
 
 class AutoencoderKLResi(AutoencoderKL):
-    """The stage-2 autoencoder with CFW: the decoder sees the encoder's features, weighted by `decoder.fusion_w`."""
+    """The stage-2 autoencoder with CFW: the decoder sees the encoder's features, weighted by `w` in [0, 1].
+
+    Trained by `LPIPSWithDiscriminator` on what stage 1 made of degraded pictures (`LatentPair`): features of LQ and the
+    sampled latent -> GT. One batch is one step of two Adams, the autoencoder's and then the discriminator's, both on
+    the same decoded picture.
+
+    The arguments are AutoencoderKL's and other published keys (see also `ldm.published`); ours are the last three.
+
+    Args:
+        fusion_w: w of training, and of decoding where nothing else is said.
+        freeze_dec: train the fusion layers alone; False trains the whole autoencoder.
+        test_gt: train on the true picture's latent in place of the sampled one.
+        scale_factor: stage 1's: what the latents in the data were multiplied by.
+        edge_loss_weight: weight of stage 1's edge loss (`EdgeLoss`) of the decoded picture; 0 leaves it out.
+
+    Raises:
+        UserError: as AutoencoderKL; a value out of range, or a loss that cannot train this.
+    """
 
     decoder: FusionDecoder
 
-    def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
-        """Refused: this project uses CFW but does not train it."""
-        raise UserError("AutoencoderKLResi cannot be trained here; use a published CFW checkpoint")
+    @takes_published_keys
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        embed_dim: int,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        image_key: str = "image",
+        monitor: str | None = None,
+        fusion_w: float = 1.0,
+        freeze_dec: bool = True,
+        test_gt: bool = False,
+        scale_factor: float = 0.18215,
+        edge_loss_weight: float = 0.0,
+        learning_rate: float = 5e-5,
+    ) -> None:
+        super().__init__(ddconfig, lossconfig, embed_dim, ckpt_path, ignore_keys, image_key, monitor, learning_rate)
+        self.decoder.fusion_w = checks.probability("fusion_w", fusion_w)
+        self.test_gt = test_gt
+        self.freeze_dec = freeze_dec
+        self.scale_factor = checks.number("scale_factor", scale_factor, 1e-6)
+        self.edge_loss_weight = checks.number("edge_loss_weight", edge_loss_weight, 0)
+        self.edge_loss = EdgeLoss(EdgeMapGenerator())
+        self.automatic_optimization = False
+        self._accumulate = 1
+        self._clip: float | None = None
+        if freeze_dec:
+            for name, parameter in self.named_parameters():
+                if "fusion_layer" not in name and not name.startswith("loss."):
+                    parameter.requires_grad_(False)
+
+    @property
+    def may_be_new(self) -> Mapping[str, Callable[[str], bool]]:
+        """To train from Stable Diffusion's autoencoder there need be no fusion layers and no discriminator yet."""
+        if isinstance(self.loss, nn.Identity):
+            return {}
+        return {"CFW": lambda key: "fusion_layer" in key, "loss": lambda key: key.startswith("loss.")}
 
     def make_decoder(self, config: DDConfig) -> FusionDecoder:
         return FusionDecoder(config)
@@ -111,6 +181,131 @@ class AutoencoderKLResi(AutoencoderKL):
         moments, features = self.encoder.forward_features(image_pm1)
         return DiagonalGaussianDistribution(self.quant_conv(moments)), features
 
-    def decode(self, z: Tensor, features: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
-        """Unscaled latents and encoder features to a picture, not clamped."""
-        return self.decoder.forward_fused(self.post_quant_conv(z), features)
+    def decode(  # type: ignore[override]
+        self, z: Tensor, features: Sequence[Tensor], w: float | None = None
+    ) -> Tensor:
+        """Unscaled latents and encoder features to a picture, not clamped.
+
+        Args:
+            z: (B, embed_dim, H/f, W/f).
+            features: of every level, fine to coarse, as `encode` returns them.
+            w: the features' weight, 0 (none) to 1; the decoder's own `fusion_w` by default.
+        """
+        return self.decoder.forward_fused(self.post_quant_conv(z), features, w)
+
+    # Training
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """None. This is the last hook before Lightning refuses accumulation and clipping in manual optimisation.
+
+        Both are done here instead: see `training_step` and `on_before_optimizer_step`.
+        """
+        self._accumulate, self._clip = self.trainer.accumulate_grad_batches, self.trainer.gradient_clip_val
+        self.trainer.accumulate_grad_batches, self.trainer.gradient_clip_val = 1, None
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Put the trainer's settings back, by which others count steps, and prepare it for two backward passes.
+
+        Raises UserError where there is no loss to train with.
+        """
+        self.trainer.accumulate_grad_batches, self.trainer.gradient_clip_val = self._accumulate, self._clip
+        if not isinstance(self.loss, LPIPSWithDiscriminator):
+            raise UserError(
+                "AutoencoderKLResi trains with lossconfig.target ldm.modules.losses.LPIPSWithDiscriminator, "
+                f"not with {type(self.loss).__name__}"
+            )
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # Each of the two passes reaches a part of the parameters alone.
+            self.trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the autoencoder and for the discriminator."""
+        networks = ([p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("loss.")],)
+        return [
+            torch.optim.Adam(parameters, lr=self.learning_rate, betas=(0.5, 0.9))
+            for parameters in (*networks, list(self.loss.discriminator.parameters()))
+        ]
+
+    def training_step(self, pair: Pair, batch_idx: int) -> None:  # type: ignore[override]
+        """Two backward passes; at the last batch of those that accumulate, a step of both optimisers."""
+        autoencoder, discriminator = self.optimizers()  # type: ignore[attr-defined]
+        pair = _with_latents(pair)
+        # The published loss ends at the discriminator: what it is to learn comes from its own.
+        self.loss.discriminator.requires_grad_(False)
+        decoded_pm1, posterior, last = self.reconstruct(pair)
+        loss, parts = self.loss.autoencoder_loss(pair.gt_pm1, decoded_pm1, posterior, self.global_step, last)
+        if self.edge_loss_weight > 0:
+            edge = self.edge_loss(decoded_pm1, pair.gt_pm1)
+            loss = loss + self.edge_loss_weight * edge.loss
+            parts |= {"total_loss": loss.detach(), "loss_edge": edge.loss.detach()}
+        self.manual_backward(loss / self._accumulate)
+        self.loss.discriminator.requires_grad_(True)
+        disc_loss, disc_parts = self.loss.discriminator_loss(pair.gt_pm1, decoded_pm1, self.global_step)
+        self.manual_backward(disc_loss / self._accumulate)
+        # `loss` once more under the name that the progress bar and stage 1's curves have.
+        self._log({**parts, **disc_parts, "loss": parts["total_loss"]}, "train", len(pair))
+        if (batch_idx + 1) % self._accumulate == 0 or self.trainer.is_last_batch:
+            autoencoder.step()
+            # Past Lightning's wrapper, which would count a second step of training.
+            self.trainer.strategy.optimizer_step(discriminator.optimizer, lambda: None, self)
+            autoencoder.zero_grad()
+            discriminator.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip each optimiser's gradients as the trainer was told."""
+        if self._clip:
+            self.clip_gradients(optimizer, self._clip, self.trainer.gradient_clip_algorithm)
+
+    def validation_step(self, pair: Pair, batch_idx: int) -> None:
+        """Log both losses."""
+        pair = _with_latents(pair)
+        decoded_pm1, posterior, _ = self.reconstruct(pair)
+        _, parts = self.loss.autoencoder_loss(pair.gt_pm1, decoded_pm1, posterior, self.global_step)
+        _, disc_parts = self.loss.discriminator_loss(pair.gt_pm1, decoded_pm1, self.global_step)
+        if self.edge_loss_weight > 0:
+            parts["loss_edge"] = self.edge_loss(decoded_pm1, pair.gt_pm1).loss
+        self._log({**parts, **disc_parts}, "val", len(pair))
+
+    def reconstruct(self, pair: LatentPair) -> tuple[Tensor, DiagonalGaussianDistribution, LastLayer]:
+        """The decoded picture (B, 3, H, W), the posterior of LQ, and what the decoder's last layer did."""
+        cells = tuple(side // self.config.downsampling for side in pair.lq_pm1.shape[-2:])
+        if tuple(pair.z.shape[-2:]) != cells:
+            raise UserError(
+                f"{pair.paths[0]}: its latent has {tuple(pair.z.shape[-2:])} cells, and this ddconfig wants {cells}: "
+                "take the ddconfig of the stage 1 that made it"
+            )
+        keep = torch.is_grad_enabled() and not self.freeze_dec
+        with torch.set_grad_enabled(keep):
+            posterior, features = self.encode(pair.lq_pm1)
+            z = self.encode(pair.gt_pm1)[0].mode() if self.test_gt else pair.z / self.scale_factor
+        inputs: list[Tensor] = []
+        layer = self.decoder.conv_out
+        hook = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
+        try:
+            decoded_pm1 = self.decode(z, features)
+        finally:
+            hook.remove()
+        return decoded_pm1, posterior, LastLayer(layer, inputs[0])
+
+    @torch.no_grad()
+    def log_images(self, pair: Pair, n: int = 4) -> dict[str, Tensor]:
+        """The first n of a batch by label, (n, 3, H, W) in [-1, 1]; `samples` is without CFW."""
+        pair = _with_latents(pair)[:n]
+        decoded_pm1, _, _ = self.reconstruct(pair)
+        images = {"inputs": pair.lq_pm1, "gts": pair.gt_pm1, "samples": pair.sample_pm1, "reconstructions": decoded_pm1}
+        return {name: image.float().clamp(-1, 1) for name, image in images.items()}
+
+    def _log(self, parts: Mapping[str, Tensor], split: str, count: int) -> None:
+        self.log_dict(
+            {f"{split}/{name}": value for name, value in parts.items()}, batch_size=count, sync_dist=split == "val"
+        )
+
+
+def _with_latents(pair: Pair) -> LatentPair:
+    if not isinstance(pair, LatentPair):
+        raise UserError(
+            "CFW trains on sampled latents, and the data have none: make them with scripts/generate_cfw_data.py, "
+            "and name basicsr.data.single_image_dataset.SingleImageNPDataset as the data set"
+        )
+    return pair

@@ -1,15 +1,18 @@
 """The two-stage degradation: its range of results, its alignment, and what it refuses."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from skimage import data
 
-from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline
+from basicsr.data.degradation_pipeline import DegradationConfig, DegradationPipeline, Stage, _randomly_resized
+from basicsr.utils.diffjpeg import DiffJPEG
 from basicsr.utils.errors import UserError
-from basicsr.utils.img_process_util import USMSharp
+from basicsr.utils.img_process_util import USMSharp, filter2D
 
 BLOCK: dict[str, Any] = {
     "resize_prob": [0.2, 0.7, 0.1],
@@ -30,7 +33,7 @@ BLOCK: dict[str, Any] = {
     "gt_size": 512,
     "no_degradation_prob": 0.01,
 }
-HARMLESS = {
+HARMLESS: dict[str, Any] = {
     "resize_prob": [0, 0, 1],
     "gaussian_noise_prob": 1.0,
     "noise_range": [0, 0],
@@ -91,7 +94,7 @@ def test_no_size_is_too_small(shape: tuple[int, int]) -> None:
 
 def test_the_generator_decides_everything() -> None:
     gt = photographs()
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
     first = [degraded(gt, seed)[0] for seed in range(4)]
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index]
@@ -179,6 +182,60 @@ def test_second_blur_prob() -> None:
     assert torch.equal(lq(blurs(2, 5)), lq(sharp))
 
 
+def test_jpeg_comes_last_in_half_of_the_batches_and_first_in_the_others() -> None:
+    """With all else harmless and sf 1, LQ is the one closed form or the other: blur(jpeg(gt)) or jpeg(blur(gt))."""
+    gt, sharp, blur = photographs()[:, :, :32, :32], blurs(2, 0), blurs(2, 2)
+    run = pipeline(**HARMLESS | {"second_blur_prob": 0.0, "jpeg_range2": [5, 5], "sf": 1, "use_usm": False})
+    jpeg = DiffJPEG(differentiable=False)
+    first = jpeg(filter2D(gt, sharp), 100)
+    forms = {"filter": filter2D(jpeg(first, 5), blur), "jpeg": jpeg(filter2D(first, blur), 5)}
+    assert (forms["filter"] - forms["jpeg"]).abs().mean() > 0.012
+    last = []
+    for seed in range(200):
+        lq, _ = run(gt, sharp, sharp, blur, torch.Generator().manual_seed(seed))
+        distance = {name: float((lq - form).abs().mean()) for name, form in forms.items()}
+        nearest = min(distance, key=distance.__getitem__)
+        assert distance[nearest] < 0.004, distance  # 8-bit rounding, and a JPEG step that flips here and there
+        last.append(nearest)
+    assert 80 <= last.count("jpeg") <= 120  # 200 fair coins: 100 with a standard deviation of 7
+    assert sum(a != b for a, b in zip(last, last[1:], strict=False)) > 60  # and not in blocks
+
+
+def test_lq_is_rounded_to_8_bits_before_it_is_enlarged() -> None:
+    """At sf 1 nothing is enlarged, so that LQ has 8-bit levels only, as a file would; GT stays as it is."""
+    gt = photographs()[:, :, :32, :32] * 0.7531
+    lq, _ = degraded(gt, **HARMLESS, sf=1, use_usm=False)
+    assert (lq * 255 - (lq * 255).round()).abs().max() < 1e-3 < (gt * 255 - (gt * 255).round()).abs().max()
+
+
+@pytest.mark.parametrize("stage", ["", "2"])
+def test_every_way_to_resize_occurs_alike(stage: str) -> None:
+    """The stage enlarges a ramp of two pixels four times: each mode gives a row of its own, blurred by nothing."""
+    row = torch.tensor([0.2, 0.8])
+    changes = HARMLESS | {"sf": 1, "use_usm": False, "gt_size": None} | {f"resize_prob{stage}": [1, 0, 0]}
+    run = pipeline(**changes)
+    forms = {m: F.interpolate(row.expand(1, 3, 2, 2), size=(8, 8), mode=m) for m in ("area", "bilinear", "bicubic")}
+    options = Stage(**{f.name: getattr(run.config, f.name + stage) for f in dataclasses.fields(Stage)})
+    host, seen = np.random.default_rng(0), []
+    for _ in range(300):
+        got = _randomly_resized(row.expand(1, 3, 2, 2), (8, 8), dataclasses.replace(options, resize_range=(1, 1)), host)
+        seen.append(next(mode for mode, form in forms.items() if torch.allclose(got, form, atol=1e-5)))
+    assert all(70 < seen.count(mode) < 130 for mode in forms), seen
+
+
+def test_maps_are_cropped_with_their_pictures() -> None:
+    gt = photographs()
+    maps = (gt.mean(1, keepdim=True) > 0.5).float()
+    for seed, whole in ((0, 0.0), (1, 0.0), (2, 1.0)):
+        run = pipeline(**HARMLESS | {"gt_size": 50, "use_usm": False, "no_degradation_prob": whole})
+        rng = torch.Generator().manual_seed(seed)
+        lq, crop, cropped = run.with_maps(gt, blurs(2), blurs(2), blurs(2), rng, maps)
+        assert lq.shape == crop.shape == (2, 3, 50, 50)
+        assert torch.equal(cropped, (crop.mean(1, keepdim=True) > 0.5).float())
+        same = run(gt, blurs(2), blurs(2), blurs(2), torch.Generator().manual_seed(seed))
+        assert torch.equal(lq, same[0]) and torch.equal(crop, same[1])
+
+
 def test_crop_to_gt_size_takes_the_same_square_of_both() -> None:
     whole = torch.stack(torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 96), indexing="ij"))
     gt = torch.cat([whole, whole[:1]])[None]
@@ -196,17 +253,17 @@ def test_crop_to_gt_size_takes_the_same_square_of_both() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"jpeg_rang": [30, 95]}, "'jpeg_rang' is not known: did you mean 'jpeg_range'"),
-        ({"resize_prob": [0.5, 0.5]}, "degradation.resize_prob is .*give 3 probabilities, for up, down, keep"),
-        ({"resize_range2": [1.2, 0.3]}, "degradation.resize_range2 .*must not be above"),
-        ({"resize_range": [0.3, 0.9]}, "degradation.resize_range .*must lie in it"),
-        ({"jpeg_range": [0, 95]}, "degradation.jpeg_range is 0: give a number from 1 to 100"),
-        ({"gray_noise_prob2": 1.5}, "degradation.gray_noise_prob2 is 1.5: give a number from 0 to 1"),
-        ({"noise_range": [-1, 5]}, "degradation.noise_range is -1"),
-        ({"gt_size": 0}, "degradation.gt_size is 0"),
+        ({"jpeg_rang": [30, 95]}, "^jpeg_rang is not known; did you mean 'jpeg_range'"),
+        ({"resize_prob": [0.5, 0.5]}, "^resize_prob is .*give 3 probabilities, for up, down, keep"),
+        ({"resize_range2": [1.2, 0.3]}, "^resize_range2 .*must not be above"),
+        ({"resize_range": [0.3, 0.9]}, "^resize_range .*must lie in it"),
+        ({"jpeg_range": [0, 95]}, "^jpeg_range is 0: give a number from 1 to 100"),
+        ({"gray_noise_prob2": 1.5}, "^gray_noise_prob2 is 1.5: give a number from 0 to 1"),
+        ({"noise_range": [-1, 5]}, "^noise_range is -1"),
+        ({"gt_size": 0}, "^gt_size is 0"),
         ({"sf": 0}, "^sf is 0"),
         ({"use_usm": "no"}, "^use_usm is 'no': give true or false"),
-        ({"no_degradation_prob": "often"}, "degradation.no_degradation_prob is 'often': give a number"),
+        ({"no_degradation_prob": "often"}, "^no_degradation_prob is 'often': give a number"),
     ],
 )
 def test_bad_config(changes: dict[str, Any], message: str) -> None:
@@ -216,7 +273,7 @@ def test_bad_config(changes: dict[str, Any], message: str) -> None:
 
 def test_missing_keys_are_named() -> None:
     short = {k: v for k, v in BLOCK.items() if k not in ("noise_range", "jpeg_range2")}
-    with pytest.raises(UserError, match="degradation: lacks noise_range, jpeg_range2"):
+    with pytest.raises(UserError, match="^degradation lacks noise_range, jpeg_range2"):
         DegradationConfig.from_mapping(short)
     with pytest.raises(UserError, match="degradation is None"):
         DegradationConfig.from_mapping(None)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from basicsr.data.degradations import add_gaussian_noise, add_poisson_noise, round_to_8_bits
+from basicsr.data.degradations import add_gaussian_noise, add_poisson_noise
 
 Noise = Callable[..., torch.Tensor]
 
@@ -71,6 +71,15 @@ def test_noise_keeps_range_dtype_and_stream(add: Noise) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_rounding() -> None:
-    got = round_to_8_bits(torch.tensor([-0.5, 0.1, 0.5, 1.7]))
-    torch.testing.assert_close(got, torch.tensor([0.0, 26 / 255, 128 / 255, 1.0]))
+def test_grey_poisson_noise_is_that_of_the_luma() -> None:
+    """Shot noise grows with brightness: pure green is five times as bright as pure blue, and as red twice as much."""
+    spread = {}
+    for name, colour in {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}.items():
+        img = torch.full((1, 3, 200, 200), 0.5) + 0.25 * torch.tensor(colour).view(1, 3, 1, 1)
+        noise = add_poisson_noise(img, (0.01, 0.01), 1.0, rng()) - img
+        assert torch.allclose(noise, noise[:, :1], atol=1e-6)
+        spread[name] = float(noise.var()) / 0.01**2
+    # One grey level is one photon at white here; the mean is 0.5 + 0.25 times the colour's weight, in 8-bit levels.
+    for name, weight in {"red": 0.299, "green": 0.587, "blue": 0.114}.items():
+        assert spread[name] == pytest.approx(round(255 * (0.5 + 0.25 * weight)) / 255, rel=0.03)
+    assert spread["green"] > 1.08 * spread["red"] > 1.08 * 1.02 * spread["blue"]

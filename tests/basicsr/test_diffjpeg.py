@@ -32,7 +32,7 @@ def test_close_to_a_real_file(quality: int) -> None:
     picture = np.ascontiguousarray(data.astronaut()[:128, 128:256])
     subsampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     _, file = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *subsampling])
-    decoded = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1].copy()
+    decoded = np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR))[..., ::-1].copy()
     original, real = (torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in (picture, decoded))
     ours = JPEG(original, float(quality))
     assert psnr(ours, original) == pytest.approx(psnr(real, original), abs=1)  # as much is lost
@@ -61,7 +61,7 @@ def test_any_size_and_dtype(height: int, width: int) -> None:
 def test_gradient_only_if_differentiable() -> None:
     for differentiable in (False, True):
         picture = PICTURE.clone().requires_grad_()
-        DiffJPEG(differentiable)(picture, QUALITY).square().mean().backward()
+        DiffJPEG(differentiable=differentiable)(picture, QUALITY).square().mean().backward()
         assert picture.grad is not None and picture.grad.isfinite().all()
         assert bool(picture.grad.abs().sum() > 0) == differentiable
 

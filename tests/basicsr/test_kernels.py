@@ -99,7 +99,7 @@ def test_exponents_fall_below_and_above_one_equally_often() -> None:
     rng = np.random.default_rng(2)
     betas = np.array([kernels._random_beta(rng, 0.5, 4) for _ in range(1000)])
     assert np.mean(betas < 1) == pytest.approx(0.5, abs=0.05)
-    assert 0.5 <= betas.min() and 3.5 < betas.max() <= 4
+    assert betas.min() >= 0.5 and 3.5 < betas.max() <= 4
     assert {kernels._random_beta(rng, 1.0, 1.0) for _ in range(5)} == {1.0}
     outside = [kernels._random_beta(rng, 1.5, 4) for _ in range(100)]  # a range without 1 is respected
     assert min(outside) >= 1.5
@@ -116,6 +116,12 @@ def test_sinc_cutoff_rule() -> None:
         kernels.random_sinc_kernel(Recorder(np.random.PCG64(0)), size)
     pi = math.pi
     assert asked == [(pi / 3, pi), (pi / 3, pi), (pi / 5, pi), (pi / 5, pi)]
+    asked.clear()
+    lowest = [kernels.circular_lowpass_kernel(pi / 3, size, 21).astype(np.float32) for size in range(7, 22, 2)]
+    for seed in range(20):
+        drawn = draw_final_sinc(Recorder(np.random.PCG64(seed)), 1.0)
+        assert any(np.array_equal(drawn, kernel) for kernel in lowest)
+    assert set(asked) == {(pi / 3, pi)}  # at every size
 
 
 def test_final_sinc_is_the_identity_otherwise() -> None:
@@ -159,3 +165,16 @@ def test_draws_depend_on_the_generator_alone() -> None:
 def test_bad_options(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         options(**changes, suffix="2")
+
+
+def test_anisotropic_kernels_lie_in_every_direction() -> None:
+    """The longer axis of the second moments, 0.5 atan2(2 Cxy, Cxx - Cyy), falls into each eighth of a turn alike."""
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[-10:11, -10:11]
+    opts = options(kernel_list=["aniso"], kernel_prob=[1], sinc_prob=0, blur_sigma=[0.5, 3])
+    angles = []
+    for _ in range(400):
+        kernel = draw_kernel(rng, opts)
+        xy, xx, yy = (float((kernel * moment).sum()) for moment in (x * y, x * x, y * y))
+        angles.append(0.5 * math.atan2(2 * xy, xx - yy))
+    shares = np.histogram(angles, bins=4, range=(-math.pi / 2, math.pi / 2))[0] / 400
+    assert shares.min() > 0.18, shares

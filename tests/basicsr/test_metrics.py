@@ -16,9 +16,9 @@ from torch import Tensor
 
 from basicsr.metrics import edge_metrics, psnr_ssim
 from basicsr.metrics.edge_metrics import edge_map, edge_precision_recall_f1, edge_psnr, gradient_psnr, region_errors
-from basicsr.metrics.measure import METRICS, Lpips, measure
+from basicsr.metrics.measure import measure
 from basicsr.metrics.psnr_ssim import PSNR_CAP, as_8_bit, cropped, luma, ms_ssim, psnr, ssim
-from basicsr.utils.errors import UserError
+from basicsr.metrics.table import METRICS
 
 Array = np.ndarray
 BORDER = 4
@@ -234,19 +234,3 @@ def test_sizes_must_agree() -> None:
 def test_every_metric_is_explained() -> None:
     assert list(measure(torch.rand(3, 16, 16), torch.rand(3, 16, 16), 0)) == [n for n in METRICS if n != "lpips"]
     assert psnr_ssim.SSIM_WINDOW == 11
-
-
-def test_lpips_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"LPIPS needs torchvision: pip install 'stablesr-edge\[lpips\]'"):
-        Lpips()
-
-
-def test_lpips_without_weights_says_where_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(**_options: object) -> None:
-        raise OSError("<urlopen error no route to host>")
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", no_network)
-    with pytest.raises(UserError, match="no route to host.*alexnet-owt-7be5be79.pth"):
-        Lpips()

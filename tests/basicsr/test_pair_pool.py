@@ -7,19 +7,21 @@ from basicsr.data.pair_pool import Pair, PairPool
 from basicsr.utils.errors import UserError
 
 
-def numbered(start: int, count: int) -> Pair:
-    """Samples whose LQ, GT and path all tell the same number."""
+def numbered(start: int, count: int, edges: bool = False) -> Pair:
+    """Samples whose LQ, GT and path, and edge map if there is one, all tell the same number."""
     numbers = torch.arange(start, start + count, dtype=torch.float32)
     picture = numbers[:, None, None, None].expand(count, 3, 4, 4)
-    return Pair(picture / 1000, -picture / 1000, tuple(f"{start + i}.png" for i in range(count)))
+    edge_01 = picture[:, :1] / 2000 if edges else None
+    return Pair(picture / 1000, -picture / 1000, tuple(f"{start + i}.png" for i in range(count)), edge_01)
 
 
 def numbers_of(pair: Pair) -> list[int]:
-    """The numbers by path, after checking that LQ and GT tell the same ones."""
+    """The numbers by path, after checking that LQ and GT, and the map if there is one, tell the same ones."""
     by_path = [int(path.removesuffix(".png")) for path in pair.paths]
     want = torch.tensor(by_path, dtype=torch.float32)[:, None, None, None].expand(-1, 3, 4, 4)
     assert torch.equal(pair.lq_pm1, want / 1000)
     assert torch.equal(pair.gt_pm1, -want / 1000)
+    assert pair.edge_01 is None or torch.equal(pair.edge_01, want[:, :1] / 2000)
     return by_path
 
 
@@ -32,12 +34,15 @@ def test_fills_before_it_swaps() -> None:
     assert set(out) < set(range(6))
 
 
-def test_parts_of_a_sample_stay_together_and_none_is_lost_or_doubled() -> None:
+@pytest.mark.parametrize("edges", [False, True])
+def test_parts_of_a_sample_stay_together_and_none_is_lost_or_doubled(edges: bool) -> None:
     pool = PairPool(size=12, seed=5)
     inside: set[int] = set()
     for step in range(200):
-        pair = numbered(4 * step, 4)
-        out = numbers_of(pool.push_pop(pair))
+        pair = numbered(4 * step, 4, edges)
+        popped = pool.push_pop(pair)
+        assert (popped.edge_01 is not None) == edges
+        out = numbers_of(popped)
         if step < 3:
             inside |= set(out)
             continue
@@ -96,7 +101,7 @@ def test_size_zero_is_no_pool() -> None:
 
 
 def test_refuses_sizes_that_cannot_work() -> None:
-    with pytest.raises(UserError, match=r"queue_size is 10, no multiple of the batch size 4: use 8 or 12"):
+    with pytest.raises(UserError, match=r"queue_size is 10, not a multiple of the batch size 4: use 8 or 12"):
         PairPool(size=10, seed=0).push_pop(numbered(0, 4))
     with pytest.raises(UserError, match=r"batch size 4: use 4, or 0"):
         PairPool(size=3, seed=0).push_pop(numbered(0, 4))
@@ -109,3 +114,40 @@ def test_a_pair_must_match() -> None:
         Pair(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), ("one.png",))
     with pytest.raises(ValueError, match="not a pair"):
         Pair(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 8, 8), ("a", "b"))
+
+
+@pytest.mark.parametrize("edges", [False, True])
+def test_a_saved_pool_goes_on_as_if_nothing_had_been(edges: bool) -> None:
+    pool, other = PairPool(size=8, seed=0), PairPool(size=8, seed=0)
+    for step in range(7):
+        pool.push_pop(numbered(4 * step, 4, edges))
+    like = numbered(0, 4, edges)
+    assert other.load_state_dict(pool.state_dict(), like)
+    assert not PairPool(size=4, seed=0).load_state_dict(pool.state_dict(), like)  # of another size
+    assert not PairPool(size=8, seed=0).load_state_dict(pool.state_dict(), numbered(0, 4, not edges))
+    assert not PairPool(size=8, seed=0).load_state_dict(PairPool(size=8, seed=0).state_dict(), like)  # of nothing
+    for step in range(7, 20):
+        batch = numbered(4 * step, 4, edges)
+        assert numbers_of(pool.push_pop(batch)) == numbers_of(other.push_pop(batch))
+
+
+def test_samples_and_windows_of_a_pair_keep_all_parts() -> None:
+    pair = numbered(10, 5, edges=True)
+    assert (
+        numbers_of(pair[:2]) == [10, 11] and numbers_of(pair[3:]) == [13, 14] and numbers_of(pair[[4, 0]]) == [14, 10]
+    )
+    window = numbered(10, 5, edges=True).cropped(slice(1, 4), slice(0, 2))
+    assert window.lq_pm1.shape == window.gt_pm1.shape == (5, 3, 3, 2) and window.edge_01 is not None
+    assert window.edge_01.shape == (5, 1, 3, 2) and numbered(0, 1).cropped(slice(1), slice(1)).edge_01 is None
+    place = torch.arange(12.0).view(1, 1, 3, 4)
+    crop = Pair(place.expand(1, 3, 3, 4), place.expand(1, 3, 3, 4), ("a",), place).cropped(slice(1, 3), slice(2, 4))
+    assert crop.edge_01 is not None and torch.equal(crop.edge_01, crop.gt_pm1[:, :1]) and crop.edge_01[0, 0, 0, 0] == 6
+
+
+def test_a_map_must_match() -> None:
+    with pytest.raises(ValueError, match="not a pair: .* edge_01 .2, 1, 8, 8.,"):
+        Pair(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), ("a", "b"), torch.zeros(2, 1, 8, 8))
+    pool = PairPool(size=4, seed=0)
+    pool.push_pop(numbered(0, 2, edges=True))
+    with pytest.raises(ValueError, match="a batch of lq_pm1, gt_pm1 for a pool of lq_pm1, gt_pm1, edge_01"):
+        pool.push_pop(numbered(0, 2))

@@ -13,6 +13,7 @@ from skimage import data
 from torch.utils.data import DataLoader
 
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
+from basicsr.utils import img_util
 from basicsr.utils.errors import UserError
 
 CROP = 48
@@ -145,7 +146,7 @@ def test_seed_and_epoch_change_crops_flips_and_kernels(zoo: Path) -> None:
         epochs = torch.cat([batch[key] for batch in first]).chunk(2)
         assert not torch.equal(epochs[0], epochs[1]), key
         assert not torch.equal(torch.cat([batch[key] for batch in other]), epochs[0]), key
-    assert_equal([dataset[np.int64(17)]], [dataset[17]])  # type: ignore[list-item]
+    assert_equal([dataset[np.int64(17)]], [dataset[17]])  # type: ignore[index]
 
 
 def test_negative_index_is_refused(zoo: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_file_that_breaks_later_or_all_of_them(zoo: Path, tmp_path: Path) -> N
     (tmp_path / "b.png").unlink()
     assert dataset[1]["gt_path"] == str(tmp_path / "a.png") and dataset.broken_files == 1
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="none of the 2 pictures can be read any more"):
+    with pytest.raises(UserError, match="none of the 2 pictures can be read; is the disk still there"):
         dataset[0]
 
 
@@ -225,15 +226,10 @@ def test_meta_info(zoo: Path, tmp_path: Path) -> None:
     meta.write_text("rgb.png\n\nsub/cmyk.jpeg (80,100,3)\ncmyk.jpeg\n")
     folders = [str(zoo), str(zoo / "sub")]
     dataset = RealESRGANDataset(folders, meta_info=str(meta), image_type="png")
-    assert dataset.paths == [str(zoo / "rgb.png"), str(zoo / "sub/cmyk.jpeg"), str(zoo / "sub/cmyk.jpeg")]
-    meta.write_text("rgb.png\nnot there.png\n")
-    with pytest.raises(UserError, match="meta_info: .*meta.txt lists 1 files that are not in .*: not there.png"):
-        RealESRGANDataset(folders, meta_info=str(meta))
-    meta.write_text("\n")
-    with pytest.raises(UserError, match="meta_info: .*meta.txt is empty"):
-        RealESRGANDataset(folders, meta_info=str(meta))
-    with pytest.raises(UserError, match="meta_info: .*none.txt cannot be read"):
-        RealESRGANDataset(folders, meta_info=str(tmp_path / "none.txt"))
+    assert list(dataset.paths) == [str(zoo / "rgb.png"), str(zoo / "sub/cmyk.jpeg"), str(zoo / "sub/cmyk.jpeg")]
+    assert dataset.paths[1:] == dataset.paths[-2:] and dataset.paths[-3] == str(zoo / "rgb.png")
+    with pytest.raises(IndexError):
+        dataset.paths[3]
 
 
 def test_skip_small(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,27 +245,27 @@ def test_skip_small(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(RealESRGANDataset(str(tmp_path))) == 4
     (tmp_path / "large.png").unlink()
     (tmp_path / "broken.png").unlink()
-    with pytest.raises(UserError, match="skip_small: all 2 pictures"):
+    with pytest.raises(UserError, match="skip_small leaves none of 2 pictures"):
         RealESRGANDataset(str(tmp_path), skip_small=True)
 
 
 def test_what_is_not_there_is_an_error_at_start(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match="gt_path: .*nowhere does not exist"):
+    with pytest.raises(UserError, match="^gt_path is .*nowhere, which does not exist"):
         RealESRGANDataset(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=f"gt_path: {tmp_path}/nowhere does not exist"):
+    with pytest.raises(UserError, match=f"^gt_path is {tmp_path}/nowhere, which does not exist"):
         RealESRGANDataset("~/nowhere")
-    with pytest.raises(UserError, match="face_gt_path: .*nowhere does not exist"):
+    with pytest.raises(UserError, match="^face_gt_path is .*nowhere, which does not exist"):
         RealESRGANDataset(str(zoo), face_gt_path=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="gt_path: no .*file below .*; give a folder of pictures"):
+    with pytest.raises(UserError, match="^gt_path is .*, with no .*file below it; give a folder of pictures"):
         RealESRGANDataset(str(tmp_path))
     with pytest.raises(UserError, match="gt_path is an empty list"):
         RealESRGANDataset([])
-    with pytest.raises(UserError, match="gt_path: no .webp file below .*; it has 1 of other types: set"):
+    with pytest.raises(UserError, match="^gt_path is .*sub, with no .webp file below it; it has 1 of other types: set"):
         RealESRGANDataset(str(zoo / "sub"), image_type="webp")
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).write_text("no picture")
-    with pytest.raises(UserError, match="gt_path: none of the 2 files is a readable picture, see .*a.jpg"):
+    with pytest.raises(UserError, match="^gt_path is wrong: none of the 2 files is a readable picture, see .*a.jpg"):
         RealESRGANDataset(str(tmp_path))
 
 
@@ -284,9 +280,121 @@ def test_what_is_not_there_is_an_error_at_start(zoo: Path, tmp_path: Path, monke
         ({"num_face": -3}, "num_face is -3"),
         ({"final_sinc_prob": 1.2}, "final_sinc_prob is 1.2"),
         ({"sinc_prob2": -0.1}, "sinc_prob2 is -0.1"),
-        ({"kernel_list": ["isso"], "kernel_prob": [1]}, "did you mean 'iso'"),
+        ({"kernel_list": ["isso"], "kernel_prob": [1]}, "^kernel_list 'isso' is not known: did you mean 'iso'"),
+        ({"kernel_list2": "iso"}, "^kernel_list2 is 'iso': give a list"),
+        ({"blur_kernel_size2": 8}, "^blur_kernel_size2 is 8: give an odd number"),
+        ({"mul_num": 0}, "^mul_num is 0"),
+        ({"max_pixels": 0}, "^max_pixels is 0"),
+        ({"use_rot": "no"}, "^use_rot is 'no': give true or false"),
+        ({"edge_map_path": "nowhere"}, "^edge_map_path is nowhere, which is not a folder"),
     ],
 )
 def test_invalid_values_are_named(zoo: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         RealESRGANDataset(str(zoo), face_gt_path=str(zoo), **keys)
+
+
+def test_mul_num_lengthens_an_epoch(zoo: Path) -> None:
+    once, thrice = RealESRGANDataset(str(zoo), **STABLESR), RealESRGANDataset(str(zoo), mul_num=3, **STABLESR)
+    assert len(once) == 11 and len(thrice) == 33
+    samples = list(thrice)
+    assert [s["gt_path"] for s in samples] == 3 * [s["gt_path"] for s in once]
+    assert not torch.equal(samples[0]["gt"], samples[11]["gt"])  # another crop of the same picture
+    assert_equal(samples[:11], list(once))
+
+
+def test_edge_maps_are_cut_and_flipped_with_their_pictures(zoo: Path, tmp_path: Path) -> None:
+    """Each map is the picture's own red channel, at half the size; `tiny` has none."""
+    names = ("rgb.png", "photo.bmp", "photo.tif")
+    for name in names:
+        red = Image.open(zoo / name).convert("RGB").getchannel(0)
+        red.resize((red.width // 2, red.height // 2), Image.Resampling.NEAREST).save(
+            tmp_path / f"{Path(name).stem}.png"
+        )
+    meta = tmp_path / "list.txt"
+    meta.write_text("rgb.png\nphoto.tif\ntiny.png\n")
+    dataset = RealESRGANDataset(
+        str(zoo), meta_info=str(meta), edge_map_path=str(tmp_path), crop_size=CROP, use_rot=True, mul_num=8
+    )
+    for sample in dataset:
+        assert sample["edge"].shape == (1, CROP, CROP) and sample["edge"].dtype == torch.float32
+        if "tiny" in sample["gt_path"]:
+            assert not sample["edge"].any()
+        else:  # halves lie half a pixel off; another place or turn would be far off
+            assert (sample["edge"][0] - sample["gt"][0]).abs().mean() < 0.08, sample["gt_path"]
+    loaded = next(iter(DataLoader(dataset, 4)))
+    assert loaded["edge"].shape == (4, 1, CROP, CROP)
+
+
+def test_edge_maps_may_be_colour_or_deep_and_a_broken_one_counts_as_a_broken_picture(
+    zoo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "rgb.png")
+    Image.fromarray(np.full((4, 4), 13107, np.uint16)).save(tmp_path / "grey16.png")
+    (tmp_path / "tiny.png").write_text("no picture")
+    dataset = RealESRGANDataset(str(zoo), edge_map_path=str(tmp_path), crop_size=8)
+    assert "edge_map_path: 8 of 11 pictures have no map: a black one stands in" in caplog.text
+    values = {Path(s["gt_path"]).name: float(s["edge"].max()) for s in dataset}
+    assert values["rgb.png"] == pytest.approx(76 / 255) and values["grey16.png"] == pytest.approx(0.2)
+    assert "tiny.png" not in values and dataset.broken_files == 1 and f"{tmp_path}/tiny.png" in caplog.text
+    dots = np.random.default_rng(0).integers(0, 2, (7, 9), dtype=np.uint8) * 255
+    Image.fromarray(dots).save(tmp_path / "rgb.png")
+    enlarged = RealESRGANDataset(str(zoo), edge_map_path=str(tmp_path), crop_size=80)
+    (edge,) = (sample["edge"] for sample in enlarged if sample["gt_path"].endswith("rgb.png"))
+    assert set(edge.unique().tolist()) == {0, 1}  # the nearest: no value between
+    for name in ("rgb", "grey16", "tiny"):
+        (tmp_path / f"{name}.png").unlink()
+    with pytest.raises(UserError, match="^edge_map_path is .*, which has the map of no picture, as NAME.png"):
+        RealESRGANDataset(str(zoo), edge_map_path=str(tmp_path))
+
+
+def test_pictures_over_the_limit_are_left_out(zoo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = RealESRGANDataset(str(zoo), max_pixels=500, crop_size=8)  # all but tiny.png have 8000
+    assert {Path(sample["gt_path"]).name for sample in dataset} == {"tiny.png"}
+    assert dataset.broken_files == 10 and "rgb.png: has more than 500 pixels; raise max_pixels" in caplog.text
+
+
+def test_a_disk_that_is_gone_ends_the_run_after_a_hundred_files(
+    zoo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(150):
+        (tmp_path / f"{i:03}.png").symlink_to(zoo / "rgb.png")
+    dataset = RealESRGANDataset(str(tmp_path), crop_size=8)
+    tmp_path.rename(tmp_path.with_name("away"))
+    with pytest.raises(UserError, match="^gt_path gives nothing any more: 100 pictures in a row could not be read; is"):
+        dataset[3]
+    assert len(caplog.messages) == 100 and all("No such file" in line for line in caplog.messages)
+    with pytest.raises(UserError, match="^gt_path is wrong: none of the first 100 of 150 files is a readable picture"):
+        (tmp_path.with_name("away")).rename(tmp_path)
+        for path in tmp_path.iterdir():
+            path.unlink()
+            path.touch()
+        RealESRGANDataset(str(tmp_path))
+
+
+def test_a_picture_that_changes_is_read_as_it_is_now_and_one_without_memory_is_left_out(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "b.png"):
+        Image.open(zoo / "rgb.png").save(tmp_path / name)
+    dataset = RealESRGANDataset(str(tmp_path), crop_size=8)
+    Image.new("L", (5, 300), 51).save(tmp_path / "a.png")
+    sample = dataset[0]
+    assert sample["gt_path"].endswith("a.png") and torch.allclose(sample["gt"], torch.tensor(0.2))
+
+    def read_rgb(path: str, max_pixels: int) -> np.ndarray:
+        if path.endswith("b.png"):
+            raise MemoryError
+        return img_util.read_rgb(path, max_pixels)
+
+    monkeypatch.setattr("basicsr.data.realesrgan_dataset.read_rgb", read_rgb)
+    assert dataset[1]["gt_path"].endswith("a.png") and f"{tmp_path}/b.png: there is no memory for it" in caplog.text
+
+
+def test_no_shared_memory_is_one_line(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(flags: torch.Tensor) -> None:
+        raise RuntimeError("unable to open shared memory object </torch_1> in read-write mode: No space left on device")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(UserError, match="^no shared memory for the workers .*No space.*: see how full /dev/shm is$"):
+        RealESRGANDataset(str(zoo))

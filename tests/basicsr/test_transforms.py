@@ -1,9 +1,8 @@
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from basicsr.data.transforms import WINDOW_SIDES, random_crop, random_crop_pair, random_flips, reflect_pad
+from basicsr.data.transforms import WINDOW_SIDES, random_crop, random_flips, random_window, reflect_pad
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -65,25 +64,17 @@ def test_flips_give_all_the_ways_equally_often(hflip: bool, rotate: bool, ways: 
         assert set(seen) <= mirrored
 
 
-def test_random_crop_pair_takes_one_window_of_a_known_size() -> None:
-    gt = torch.from_numpy(coordinates(256, 192).astype(np.float32)).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
-    sizes = set()
+def test_random_window_has_one_of_the_known_sizes_and_lies_inside() -> None:
+    sizes, corners = set(), set()
     for seed in range(60):
-        lq_window, gt_window = random_crop_pair(gt + 1000, gt, rng(seed))
-        torch.testing.assert_close(lq_window - 1000, gt_window, rtol=0, atol=0)
-        height, width = gt_window.shape[-2:]
-        top, left = (int(v) for v in gt_window[0, :2, 0, 0])
-        torch.testing.assert_close(gt_window, gt[..., top : top + height, left : left + width], rtol=0, atol=0)
-        sizes.add((height, width))
+        rows, columns = random_window((256, 192), rng(seed))
+        sizes.add((rows.stop - rows.start, columns.stop - columns.start))
+        corners.add((rows.start, columns.start))
+        assert 0 <= rows.start < rows.stop <= 256 and 0 <= columns.start < columns.stop <= 192
     assert sizes == {(h, w) for h in WINDOW_SIDES if h <= 256 for w in WINDOW_SIDES if w <= 192}
+    assert len(corners) > 25
 
 
-def test_random_crop_pair_keeps_a_frame_below_the_smallest_window() -> None:
-    gt = torch.rand(1, 3, 40, 100)
-    lq_window, gt_window = random_crop_pair(gt, gt, rng())
-    assert gt_window.shape == (1, 3, 40, 64) == lq_window.shape
-
-
-def test_random_crop_pair_refuses_different_sizes() -> None:
-    with pytest.raises(ValueError, match="differ"):
-        random_crop_pair(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 128), rng())
+def test_random_window_keeps_a_side_below_the_smallest() -> None:
+    rows, columns = random_window((40, 100), rng())
+    assert rows == slice(0, 40) and columns.stop - columns.start == 64

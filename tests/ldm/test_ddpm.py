@@ -1,9 +1,13 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from reference.models import SMALL_TEXT, Pairs, pair, stage1, trainer
 from reference.parity import relative_error
 from torch import nn
@@ -12,6 +16,22 @@ from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.modules.spade import SPADE
+
+
+class Rows(Logger):
+    """Keeps what is logged: (step, values)."""
+
+    name, version = "rows", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *_args: Any, **_params: Any) -> None:
+        """There are none."""
 
 
 def trained_modules(model: LatentDiffusionSRTextWT) -> Iterator[nn.Module]:
@@ -53,8 +73,7 @@ def test_spade_and_structure_are_trained_and_nothing_else() -> None:
     }
     (group,) = model.configure_optimizers().param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters() if p.requires_grad}
-    model.learning_rate = 3e-4
-    assert model.configure_optimizers().param_groups[0]["lr"] == 3e-4
+    assert stage1(learning_rate=3e-4).configure_optimizers().param_groups[0]["lr"] == 3e-4
 
 
 def test_frozen_parts_stay_in_evaluation_mode() -> None:
@@ -104,7 +123,7 @@ def test_the_prompt_is_encoded_once_and_the_tower_let_go(fitted: tuple) -> None:
     assert model.cond_stage_model is None
     assert not any(name.startswith("cond_stage_model") for name, _ in model.named_parameters())
     with pytest.raises(UserError, match="'another' cannot be encoded; set model.params.keep_text_encoder=true"):
-        model.text(model.cond_stage_model, ["another"], "cpu")
+        model.contexts(["another"])
 
 
 def test_a_saved_checkpoint_is_complete(fitted: tuple) -> None:
@@ -142,7 +161,7 @@ def test_keep_text_encoder_keeps_it(tmp_path: Path) -> None:
     model = stage1(keep_text_encoder=True)
     run = trainer(tmp_path, 1)
     run.fit(model, Pairs(1))
-    assert model.text(model.cond_stage_model, ["another"], "cpu").shape == (1, 5, 32)
+    assert model.contexts(["another"]).shape == (1, 5, 32)
     run.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert set(saved) == set(model.state_dict())
@@ -151,8 +170,8 @@ def test_keep_text_encoder_keeps_it(tmp_path: Path) -> None:
 def test_distinct_prompts_are_encoded_once_each_and_kept_apart() -> None:
     model, prompts = stage1(), []
     model.cond_stage_model.register_forward_pre_hook(lambda _module, given: prompts.extend(given[0]))
-    first = model.text(model.cond_stage_model, ["cat", "dog", "cat"], "cpu")
-    again = model.text(model.cond_stage_model, ["dog", "bird"], "cpu")
+    first = model.contexts(["cat", "dog", "cat"])
+    again = model.contexts(["dog", "bird"])
     assert prompts == ["cat", "dog", "bird"]
     assert torch.equal(first[0], first[2])
     assert torch.equal(first[1], again[0])
@@ -162,7 +181,7 @@ def test_distinct_prompts_are_encoded_once_each_and_kept_apart() -> None:
 
 
 def test_the_text_tower_may_not_be_trained() -> None:
-    with pytest.raises(UserError, match="cond_stage_trainable: True is not supported"):
+    with pytest.raises(UserError, match="cond_stage_trainable is True, which is not supported"):
         stage1(cond_stage_trainable=True)
     model = stage1(cond_stage_config={**SMALL_TEXT, "params": {**SMALL_TEXT["params"], "freeze": False}})
     assert not any(p.requires_grad for p in model.cond_stage_model.parameters())
@@ -183,6 +202,56 @@ def test_a_step_is_a_function_of_seed_and_place() -> None:
     assert not torch.equal(model.training_step(pair(), 3), first)
     torch.manual_seed(7)
     assert torch.equal(torch.get_rng_state(), state)  # no step drew from the global stream
+
+
+class SecondRank(SingleDeviceStrategy):
+    """What the second of several processes would see, in one."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.global_rank = 1
+
+
+def losses_by_epoch(folder: Path, **params: Any) -> list[float]:
+    """loss_simple of the one batch of each of two epochs; the weights stay as they are."""
+
+    class Watch(Callback):
+        seen: list[float] = []
+
+        def on_train_batch_end(self, run: pl.Trainer, *_: object) -> None:
+            self.seen.append(float(run.callback_metrics["train/loss_simple"]))
+
+    torch.manual_seed(7)
+    watch = Watch()
+    watch.seen = []
+    trainer(folder, 2, callbacks=[watch], **params).fit(stage1(learning_rate=1e-30), Pairs(1))
+    return watch.seen
+
+
+def test_every_epoch_and_every_rank_has_noise_of_its_own(tmp_path: Path) -> None:
+    first, second = losses_by_epoch(tmp_path), losses_by_epoch(tmp_path, strategy=SecondRank())
+    assert losses_by_epoch(tmp_path) == first
+    assert len({*first, *second}) == 4
+
+
+def test_a_step_logs_what_it_measured_and_nothing_older(tmp_path: Path) -> None:
+    """Some steps have no sample below the gate: their rows hold no edge loss, rather than an earlier step's."""
+    torch.manual_seed(7)
+    logger = Rows()
+    model = stage1(edge_loss_weight=0.5, edge_max_timestep=300, edge_grad_ratio_every=3)
+    trainer(tmp_path, 8, logger=logger, log_every_n_steps=1).fit(model, Pairs(4))
+    rows = [(step, row) for step, row in logger.rows if "train/loss" in row]  # the others are validation's
+    assert [step for step, _ in rows] == list(range(8))
+    active = [bool(row["train/edge_active"]) for _, row in rows]
+    assert set(active) == {True, False}
+    assert [any(key.startswith("train/loss_edge") for key in row) for _, row in rows] == active
+    assert [{"train/edge_map_mse", "train/edge_share"} <= set(row) for _, row in rows] == active
+    assert [step for step, row in rows if "train/edge_grad_ratio" in row] == [s for s in (0, 3, 6) if active[s]]
+    for _, row in rows:
+        quarters = [value for key, value in row.items() if key.startswith("train/loss_edge_t")]
+        assert not quarters or min(quarters) <= row["train/loss_edge"] <= max(quarters)
+        want = row["train/loss_simple"] + 0.5 * row.get("train/loss_edge", 0.0)
+        assert row["train/loss"] == pytest.approx(want, rel=1e-5)
 
 
 def test_what_is_logged_of_training_is_never_the_validation_split() -> None:

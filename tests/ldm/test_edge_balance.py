@@ -63,6 +63,22 @@ def test_a_step_that_measures_walks_the_decoder_backward_once() -> None:
     assert len(walks) == 1
 
 
+def test_recomputing_the_decoder_keeps_fewer_activations() -> None:
+    def kept(**params: Any) -> int:
+        """Numbers that the graph of a step holds on to."""
+        model, shapes = stage1(edge_loss_weight=0.5, unfrozen_diff=False, **params), []
+
+        def pack(tensor: Tensor) -> Tensor:
+            shapes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.differentiable_decode_first_stage(torch.zeros(1, 4, 8, 8, requires_grad=True))
+        return sum(shapes)
+
+    assert kept(edge={"decoder_checkpoint": True}) < kept() / 4
+
+
 def test_mixed_precision_keeps_the_automatic_weight() -> None:
     _, exact = losses(stage1(edge_loss_weight="auto:0.2"), T)
     model = stage1(edge_loss_weight="auto:0.2", edge_loss_type="charbonnier", edge_operator="sobel")
@@ -97,7 +113,7 @@ def test_the_automatic_weight_reaches_its_fraction_and_survives_a_resume(tmp_pat
     run = trainer(tmp_path, 6)
     run.fit(straight, Pairs(6))
     assert float(run.logged_metrics["train/edge_grad_ratio"]) == pytest.approx(0.2, rel=0.5)
-    assert run.logged_metrics["train/edge_weight"] == pytest.approx(straight.edge_balance.weight)
+    assert run.logged_metrics["train/edge_weight"] == pytest.approx(straight.edge_term.balance.weight)
     torch.manual_seed(5)
     first = trainer(tmp_path, 3)
     first.fit(parted, Pairs(6))
@@ -105,9 +121,13 @@ def test_the_automatic_weight_reaches_its_fraction_and_survives_a_resume(tmp_pat
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["edge_balance"]["updates"] == 3 and not any("balance" in key for key in saved["state_dict"])
     resumed.on_load_checkpoint(saved)
-    assert resumed.edge_balance.state_dict() == parted.edge_balance.state_dict() != GradientBalance(0.2).state_dict()
+    assert (
+        resumed.edge_term.balance.state_dict()
+        == parted.edge_term.balance.state_dict()
+        != GradientBalance(0.2).state_dict()
+    )
     trainer(tmp_path, 3).fit(resumed, Pairs(6), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    assert resumed.edge_balance.state_dict() == parted.edge_balance.state_dict()
+    assert resumed.edge_term.balance.state_dict() == parted.edge_term.balance.state_dict()
 
 
 def test_the_weight_warms_up_with_the_steps(tmp_path: Path) -> None:
@@ -145,7 +165,7 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
         for _ in range(2):
             wrapped(torch.tensor([900, 950]) if rank == 0 else T).backward()
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
-        balance = None if model.edge_balance is None else model.edge_balance.state_dict()
+        balance = None if model.edge_term.balance is None else model.edge_term.balance.state_dict()
         torch.save({"gradients": gradients, "balance": balance}, f"{folder}/{weight}_{rank}.pt")
     dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -10,12 +11,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from reference.models import stage1
 from torch import Tensor
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
 from ldm.config import check_config, load_config
+from ldm.models.diffusion.process import Process
 from ldm.models.diffusion.schedule import Schedule, make_betas
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.edge_operators import dilated, edges_01, image_gradients
-from ldm.modules.losses.edge_options import AutoWeight, EdgeOptions
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight
 
 SIDE = 16
 EDGE_YAML = Path(__file__).parents[2] / "configs/stableSRNew/v2-finetune_text_T_512_edge_800.yaml"
@@ -35,7 +38,7 @@ def off_right_of_the_edge() -> Tensor:
     return half_white() + 0.5 * (torch.arange(SIDE) >= 8)
 
 
-def loss(pred: Tensor, gt: Tensor | None = None, **options: object) -> float:
+def loss(pred: Tensor, gt: Tensor | None = None, **options: Any) -> float:
     return float(EdgeLoss(options=EdgeOptions(**options))(pred, half_white() if gt is None else gt).loss)
 
 
@@ -77,12 +80,12 @@ GRADIENT = [
 
 
 @pytest.mark.parametrize(("options", "value"), ALONE + PAIRS)
-def test_an_even_error_costs_what_the_formula_says(options: dict, value: float) -> None:
+def test_an_even_error_costs_what_the_formula_says(options: dict[str, Any], value: float) -> None:
     assert loss(off_by_half(), **options) == pytest.approx(value, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize(("options", "value"), GRADIENT)
-def test_the_gradient_loss_sees_where_the_error_changes(options: dict, value: float) -> None:
+def test_the_gradient_loss_sees_where_the_error_changes(options: dict[str, Any], value: float) -> None:
     assert loss(off_right_of_the_edge(), loss_type="gradient", **options) == pytest.approx(value, rel=1e-5)
 
 
@@ -172,40 +175,55 @@ def test_a_picture_without_edges_is_shown_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("auto", "edge_loss_weight is 'auto': give a number, 0 or more, or auto:FRACTION"),
+        ("much", "edge_loss_weight is 'much'"),
+        ("auto:0", "the fraction is 0.0"),
+        ("auto:11", "the fraction is 11.0: give one from 1e-06 to 10"),
+        ("auto:nan", "edge_loss_weight is 'auto:nan'"),
+        (-1, "edge_loss_weight is -1"),
+        (True, "edge_loss_weight is True: give a number"),
+        (None, "edge_loss_weight is None"),
+    ],
+)
+def test_weights_that_make_no_sense_get_one_line(given: object, line: str) -> None:
+    with pytest.raises(FieldError) as error:
+        EdgeWeight.parse(given)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("params", "line"),
     [
-        ({"loss_weight": "auto"}, "edge_loss_weight is 'auto': give a number, 0 or more, or auto:FRACTION"),
-        ({"loss_weight": "much"}, "edge_loss_weight is 'much'"),
-        ({"loss_weight": "auto:0"}, "the fraction is 0.0"),
-        ({"loss_weight": "auto:nan"}, "edge_loss_weight is 'auto:nan'"),
-        ({"loss_weight": -1}, "edge_loss_weight is -1"),
         ({"warmup_steps": -1}, "edge_warmup_steps is -1"),
         ({"max_timestep": -5}, "edge_max_timestep is -5"),
         ({"max_timestep": 0.5}, "edge_max_timestep is 0.5: give a whole number"),
         ({"min_snr": -1}, "edge_min_snr is -1"),
         ({"crop": 0}, "edge_crop is 0"),
-        ({"crop_by": "edge", "crop": 4}, "edge_crop_by: 'edge' is not known: did you mean 'edges'"),
-        ({"crop_by": "edges"}, "edge_crop_by is 'edges' and there is no window: set model.params.edge_crop"),
+        ({"crop_by": "edge", "crop": 4}, "edge_crop_by is 'edge', which is not known: did you mean 'edges'"),
+        ({"crop_by": "edges"}, "edge_crop_by is 'edges' and there is no window: set edge_crop"),
         ({"target": "pixel"}, "did you mean 'pixels'"),
         ({"operator": "sobl"}, "did you mean 'sobel'"),
         ({"dilate": 1.5}, "edge_dilate is 1.5"),
         ({"base_weight": float("inf")}, "edge_base_weight is inf"),
         ({"normalize": "mean"}, "did you mean 'mean1'"),
-        ({"loss_type": "mse"}, "edge_loss_type: 'mse' is not known: "),
+        ({"loss_type": "mse"}, "edge_loss_type is 'mse', which is not known: "),
         ({"grad_ratio_every": True}, "edge_grad_ratio_every is True"),
     ],
 )
-def test_values_that_make_no_sense_get_one_line(params: dict, line: str) -> None:
-    with pytest.raises(UserError) as error:
+def test_values_that_make_no_sense_get_one_line(params: dict[str, Any], line: str) -> None:
+    with pytest.raises(FieldError) as error:
         EdgeOptions(**params)
-    assert line in str(error.value) and "model.params.edge_" in str(error.value) and "\n" not in str(error.value)
+    assert line in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_gate_that_no_step_passes_is_refused() -> None:
-    abar = Schedule.from_betas(make_betas(1000, 0.00085, 0.0120)).alphas_cumprod
-    EdgeOptions(min_snr=1000).check_process(torch.arange(1000), abar)
+    t = torch.arange(1000)
+    snr = Process(Schedule.from_betas(make_betas(1000, 0.00085, 0.0120)), t, "eps").snr(t)
+    EdgeOptions(min_snr=1000).check_process(t, snr)
     with pytest.raises(UserError, match=r"edge_min_snr 1200 leave no step .* least noisy has SNR 1175"):
-        EdgeOptions(min_snr=1200).check_process(torch.arange(1000), abar)
+        EdgeOptions(min_snr=1200).check_process(t, snr)
     with pytest.raises(UserError, match="edge_min_snr 1000000000"):
         stage1(filled=False, edge_min_snr=1e9)
 
@@ -221,19 +239,22 @@ WORDS = {
 
 @pytest.mark.parametrize("words", [{key: value} for key, value in WORDS.items()] + [
     {"edge_crop": 16, "edge_crop_by": "edges"}, WORDS, {"edge_max_timestep": None, "edge_crop": None}])  # fmt: skip
-def test_each_option_can_be_switched_in_a_yaml(words: dict) -> None:
+def test_each_option_can_be_switched_in_a_yaml(words: dict[str, Any]) -> None:
     given = [f"model.params.{key}={'null' if value is None else value}" for key, value in words.items()]
     config = load_config([EDGE_YAML], given)
     check_config(config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint)
     params = {key: value for key, value in config.values["model"]["params"].items() if key.startswith("edge_")}
     assert words.items() <= params.items()
-    options = stage1(filled=False, **params).edge_loss.options
+    model = stage1(filled=False, **params)
+    assert params["edge_loss_weight"] == words.get("edge_loss_weight", 0.1)
+    assert model.edge_loss_weight == (1 if words.get("edge_loss_weight") else 0.1)  # of auto:f, 1 before the first step
     for key, value in words.items():
-        assert getattr(options, "loss_weight" if key == "edge_loss_weight" else key.removeprefix("edge_")) == value
+        if key != "edge_loss_weight":
+            assert getattr(model.edge_loss.options, key.removeprefix("edge_")) == value
 
 
 @pytest.mark.parametrize(("word", "line"), [
-    ("edge_loss_weight=auto:lots", "takes float or auto:FRACTION (such as auto:0.2) for 'edge_loss_weight'"),
+    ("edge_loss_weight=auto:lots", "'edge_loss_weight' is 'auto:lots': give a number, 0 or more, or auto:FRACTION"),
     ("edge_crop=wide", "takes int or None for 'edge_crop', not 'wide'"),
     ("edge_max_timesteps=4", "did you mean 'edge_max_timestep'"),
 ])  # fmt: skip
@@ -245,9 +266,14 @@ def test_a_yaml_with_a_mistake_is_refused_before_anything_is_built(word: str, li
     assert line in str(error.value)
 
 
-def test_an_automatic_weight_is_its_text_and_its_fraction() -> None:
-    assert AutoWeight("auto:0.2") == "auto:0.2" and AutoWeight("auto:0.2").fraction == 0.2
-    assert EdgeOptions(loss_weight="auto:0.5").fraction == 0.5 and EdgeOptions(loss_weight=0.5).fraction is None
+def test_a_weight_is_read_printed_and_ordered() -> None:
+    assert EdgeWeight.parse("auto:0.2") == EdgeWeight(0.2, relative=True)
+    assert EdgeWeight.parse(2) == EdgeWeight(2.0) == EdgeWeight.parse(EdgeWeight(2.0))
+    for text in ("auto:0.2", "auto:1e-06"):
+        assert str(EdgeWeight.parse(text)) == text
+    assert str(EdgeWeight.parse(0.10)) == "0.1"
+    weights = [EdgeWeight.parse(given) for given in ("auto:0.1", 3, 0, "auto:0.01")]
+    assert [str(weight) for weight in sorted(weights)] == ["0", "3", "auto:0.01", "auto:0.1"]
 
 
 def test_the_warm_up_is_a_ramp() -> None:

@@ -7,20 +7,21 @@ import pytest
 import torch
 from reference.models import latents, losses, pair, stage1
 from reference.parity import noise, relative_error
-from torch import Tensor
+from torch import Tensor, nn
 
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
-from ldm.models.diffusion import objective
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
-from ldm.models.diffusion.edge_term import EdgeTerm
+from ldm.models.diffusion.training_loss import LossReport
 from ldm.modules.losses.edge_windows import FLOOR, Windows, draw_by_edges, draw_uniform
 
 T = torch.tensor([150, 700])
 CELLS, F = 8, 2  # the small model's latents and pixels per cell
 
 
-def step(t: Tensor = T, gt_pm1: Tensor | None = None, **params: Any) -> tuple[LatentDiffusionSRTextWT, Tensor, dict]:
+def step(
+    t: Tensor = T, gt_pm1: Tensor | None = None, **params: Any
+) -> tuple[LatentDiffusionSRTextWT, Tensor, dict[str, Tensor]]:
     """`p_losses` of a model with these options on the named inputs, all windows drawn from one stream."""
     model = stage1(**{"parameterization": "v", "edge_loss_weight": 0.5, **params})
     given = latents()
@@ -35,9 +36,9 @@ def predicted(model: LatentDiffusionSRTextWT, t: Tensor = T) -> Tensor:
     """The clean latents that the model predicts from the named inputs."""
     given = latents()
     structure = model.structcond_stage_model(given["z_lq"], t)
-    x_t = model.schedule.q_sample(given["x_start"], t, given["noise"])
-    output = model.model.diffusion_model(x_t, t, given["cond"], structure)
-    return objective.x0_from_output("v", model.schedule, output, x_t, t)
+    n = model.process.noised(given["x_start"], t=t, noise=given["noise"])
+    output = model.apply_model(n.x_t, t, given["cond"], structure)
+    return model.process.x0(output, n)
 
 
 def by_hand(model: LatentDiffusionSRTextWT, z_pred: Tensor, truth_pm1: Tensor) -> Tensor:
@@ -45,11 +46,11 @@ def by_hand(model: LatentDiffusionSRTextWT, z_pred: Tensor, truth_pm1: Tensor) -
         return model.edge_loss(model.decode(z_pred), truth_pm1).loss
 
 
-def decodes(model: LatentDiffusionSRTextWT, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def decodes(model: LatentDiffusionSRTextWT) -> list[tuple[int, ...]]:
     """The shapes of what is decoded from here on."""
     shapes: list[tuple[int, ...]] = []
-    decode = model.first_stage_model.decode
-    monkeypatch.setattr(model.first_stage_model, "decode", lambda z: shapes.append(tuple(z.shape)) or decode(z))
+    decoder: nn.Module = model.first_stage_model.decoder
+    decoder.register_forward_pre_hook(lambda _module, given: shapes.append(tuple(given[0].shape)))
     return shapes
 
 
@@ -58,7 +59,7 @@ def decodes(model: LatentDiffusionSRTextWT, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("gate", [{"edge_max_timestep": 150}, {"edge_min_snr": 1.0},
                                   {"edge_max_timestep": 999, "edge_min_snr": 1.0}])  # fmt: skip
-def test_only_samples_that_pass_are_decoded_and_averaged(gate: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_samples_that_pass_are_decoded_and_averaged(gate: dict[str, Any]) -> None:
     model, loss, parts = step(**gate)
     first = slice(0, 1)
     truth = model.decode(latents()["x_start"][first])
@@ -66,7 +67,7 @@ def test_only_samples_that_pass_are_decoded_and_averaged(gate: dict, monkeypatch
     assert relative_error(parts["loss_edge"], want) < 1e-5
     assert parts["edge_active"] == 0.5
     assert relative_error(loss, step(edge_loss_weight=0.0)[1] + 0.5 * want) < 1e-5
-    shapes = decodes(model, monkeypatch)
+    shapes = decodes(model)
     losses(model, T)
     assert shapes == [(1, 4, CELLS, CELLS)] * 2
 
@@ -90,12 +91,10 @@ def test_the_gate_asks_for_the_original_timestep() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.5, "auto:0.2"])
-def test_without_an_active_sample_nothing_is_decoded_and_the_gradient_is_the_main_loss(
-    weight: float | str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_an_active_sample_nothing_is_decoded_and_the_gradient_is_the_main_loss(weight: float | str) -> None:
     def gradients(**params: Any) -> list[Tensor]:
         model = stage1(parameterization="v", **params)
-        shapes = decodes(model, monkeypatch)
+        shapes = decodes(model)
         loss, parts = losses(model, T)
         assert not shapes and not any(name.startswith("train/loss_edge") for name in parts)
         assert params.get("edge_loss_weight", 0) == 0 or parts["train/edge_active"] == 0
@@ -109,12 +108,10 @@ def test_without_an_active_sample_nothing_is_decoded_and_the_gradient_is_the_mai
 def test_the_empty_loss_is_0_and_connected_also_where_the_output_overflows() -> None:
     model = stage1(filled=False, edge_loss_weight=0.5, edge_max_timestep=0)
     output = torch.full((2, 4, CELLS, CELLS), float("inf"), requires_grad=True)
-    x = latents()["x_start"]
-    total, _ = EdgeTerm(0.5, model.edge_loss, model.decode, T, 1000).added_to(
-        torch.tensor(1.0), "v", model.schedule, output, x, x, T
-    )
-    total.backward()
-    assert total == 1 and torch.equal(output.grad, torch.zeros_like(output))
+    n = model.process.noised(latents()["x_start"], t=T, noise=latents()["noise"])
+    report = model.edge_term(LossReport(torch.tensor(1.0), {}), model.process, n, output)
+    report.total.backward()
+    assert report.total == 1 and torch.equal(output.grad, torch.zeros_like(output))
 
 
 @pytest.mark.parametrize(("t", "quarters"), [([0, 249], "0"), ([250, 999], "13"), ([500, 500], "2")])
@@ -129,13 +126,13 @@ def test_losses_are_logged_by_quarter_of_the_process(t: list[int], quarters: str
 # Where
 
 
-def test_windows_are_cut_alike_from_both_and_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_are_cut_alike_from_both_and_decoded_alone() -> None:
     model, _, parts = step(edge_crop=3)
     windows = draw_uniform(latents()["x_start"], 3, torch_rng("cpu", "windows"))
     with torch.no_grad():
         truth = model.decode(windows.cut(latents()["x_start"]))
     assert relative_error(parts["loss_edge"], by_hand(model, windows.cut(predicted(model)), truth)) < 1e-5
-    shapes = decodes(model, monkeypatch)
+    shapes = decodes(model)
     losses(model, T)
     assert shapes == [(2, 4, 3, 3)] * 2
 
@@ -153,6 +150,13 @@ def test_windows_leave_timesteps_and_noise_as_they_were() -> None:
     )
     assert torch.equal(plain["train/loss_simple"], cropped["train/loss_simple"])
     assert not torch.equal(plain["train/loss_edge"], cropped["train/loss_edge"])
+
+
+def test_windows_are_drawn_from_the_steps_own_stream() -> None:
+    model, state = stage1(edge_loss_weight=0.5, edge_crop=3), torch.get_rng_state()
+    draws = [model._step(pair(), torch_rng("cpu", name))[1]["train/loss_edge"] for name in ("a", "a", "b")]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_window_larger_than_the_frame_gets_one_line() -> None:
@@ -224,11 +228,11 @@ def test_importance_reaches_the_loss() -> None:
 # Against what
 
 
-def test_pixels_spare_a_decode_and_are_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_spare_a_decode_and_are_the_truth() -> None:
     gt = noise("picture", (2, 3, CELLS * F, CELLS * F)).clamp(-1, 1)
     model, _, parts = step(gt_pm1=gt, edge_target="pixels")
     assert relative_error(parts["loss_edge"], by_hand(model, predicted(model), gt)) < 1e-5
-    shapes = decodes(model, monkeypatch)
+    shapes = decodes(model)
     model._step(pair(), torch_rng("cpu", "test"))
     assert shapes == [(2, 4, CELLS, CELLS)]
 
@@ -243,8 +247,8 @@ def test_gate_and_window_and_pixels_together() -> None:
 
 
 @pytest.mark.parametrize("params", [{"edge_target": "pixels"}, {"edge_crop": 3, "edge_crop_by": "edges"}])
-def test_a_step_without_the_pixels_it_needs_says_so(params: dict) -> None:
-    with pytest.raises(UserError, match=r"model.params.edge_(target|crop_by): \w+ needs the true pictures"):
+def test_a_step_without_the_pixels_it_needs_says_so(params: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"edge_(target|crop_by) is '\w+', which needs the true pictures"):
         step(**params)
 
 

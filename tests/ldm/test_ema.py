@@ -61,8 +61,7 @@ def test_the_averaged_weights_are_lent_and_given_back(model: nn.Module) -> None:
 
 
 def test_it_follows_optimiser_steps_not_batches(tmp_path: Path) -> None:
-    model = stage1(use_ema=True)
-    model.learning_rate = 1e-3
+    model = stage1(use_ema=True, learning_rate=1e-3)
     name = next(name for name, p in model.model.named_parameters() if p.requires_grad)
     start = model.model.get_parameter(name).detach().clone()
     run = trainer(tmp_path, 2, accumulate_grad_batches=2)

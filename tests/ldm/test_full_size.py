@@ -32,7 +32,7 @@ def shapes(module: nn.Module) -> dict[str, list[int]]:
 
 def test_the_edge_config_has_the_published_keys_and_shapes_and_no_others(model: LatentDiffusionSRTextWT) -> None:
     assert model.edge_loss_weight == 0.1
-    assert model.first_stage_model.decoder.checkpoint_activations
+    assert model.first_stage.recompute
     assert shapes(model) == MANIFEST["stage1"]
 
 

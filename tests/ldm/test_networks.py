@@ -108,7 +108,7 @@ def test_timestep_embedding_is_cosines_then_sines_in_float32() -> None:
 )
 def test_published_options_without_implementation_are_refused_by_name(option: dict) -> None:
     ((name, value),) = option.items()
-    with pytest.raises(UserError, match=f"{name}: {value}"):
+    with pytest.raises(UserError, match=f"{name} is {value}, which is not supported"):
         UNetModelDualcondV2(**{**CONFIG["unet"], **option})
 
 

@@ -3,11 +3,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from reference.models import pair, stage1
+from reference.models import latents, pair, stage1
 from reference.parity import noise, relative_error
+from torch import Tensor
 
 from basicsr.utils.errors import UserError
-from ldm.models.diffusion import objective
+from ldm.models.diffusion.process import Process
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
 
 BETAS = make_betas(1000, 0.00085, 0.0120)
@@ -29,7 +30,10 @@ def test_the_trained_schedule_is_the_published_one(arrays: Arrays) -> None:
         assert values.dtype == torch.float32
         assert relative_error(values, reference[name]) < 1e-6
     for kind in KINDS:
-        assert relative_error(objective.vlb_weights(kind, schedule), reference[f"lvlb_weights_{kind}"]) < 1e-5
+        assert (
+            relative_error(Process(schedule, torch.arange(1000), kind).vlb_weights(), reference[f"lvlb_weights_{kind}"])
+            < 1e-5
+        )
 
 
 def test_the_posterior_is_bayes_rule(schedule: Schedule) -> None:
@@ -40,7 +44,7 @@ def test_the_posterior_is_bayes_rule(schedule: Schedule) -> None:
         assert float(schedule.posterior_variance[t]) == pytest.approx(1 / precision, rel=1e-5)
         x_0, x_t = 0.7, -1.3
         mean = (np.sqrt(alpha[t]) / BETAS[t] * x_t + np.sqrt(abar[t - 1]) / (1 - abar[t - 1]) * x_0) / precision
-        got = schedule.posterior_mean(torch.full((1, 1), x_0), torch.full((1, 1), x_t), torch.tensor([t]))
+        got = schedule.posterior_mean(torch.full((1, 1), x_0), x_t=torch.full((1, 1), x_t), t=torch.tensor([t]))
         assert float(got) == pytest.approx(mean, rel=1e-5)
     assert torch.isfinite(schedule.posterior_log_variance_clipped).all()
 
@@ -48,7 +52,10 @@ def test_the_posterior_is_bayes_rule(schedule: Schedule) -> None:
 def test_noising_is_the_closed_form_per_sample(schedule: Schedule) -> None:
     x_start, eps, t = noise("x", (3, 4, 2, 2)), noise("e", (3, 4, 2, 2)), torch.tensor([0, 400, 999])
     abar = torch.from_numpy(np.cumprod(1 - BETAS))[t].view(3, 1, 1, 1)
-    assert relative_error(schedule.q_sample(x_start, t, eps), abar.sqrt() * x_start + (1 - abar).sqrt() * eps) < 1e-6
+    assert (
+        relative_error(schedule.q_sample(x_start, t=t, noise=eps), abar.sqrt() * x_start + (1 - abar).sqrt() * eps)
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 20, 50, 200, 999, 1000])
@@ -91,6 +98,24 @@ def test_training_on_fewer_steps_tells_the_networks_the_original_ones() -> None:
     assert all(steps.tolist() == [model.original_timesteps[i] for i in t] for steps in told)
 
 
+def test_a_look_at_a_prediction_tells_the_original_step_too() -> None:
+    model, told = stage1(time_replace=250).eval(), []
+    for network in (model.model.diffusion_model, model.structcond_stage_model):
+        network.register_forward_pre_hook(lambda _module, given: told.append(given[1].tolist()))
+    rng = torch.Generator().manual_seed(1)
+    model.predict_x0(model.encode(pair(), rng), 100, rng)
+    assert told == [[space_timesteps(1000, 250)[100]] * 2] * 2
+
+
+def test_the_networks_are_told_what_the_caller_calls_a_step() -> None:
+    model, told, given = stage1(), [], latents()
+    model.model.diffusion_model.register_forward_pre_hook(lambda _module, args: told.append(args[1].tolist()))
+    t, t_ori = torch.tensor([1, 2]), torch.tensor([300, 700])
+    structure = model.structcond_stage_model(given.pop("z_lq"), t_ori)
+    model.p_losses(struct_cond=structure, t=t, t_ori=t_ori, **given)
+    assert told == [[300, 700]]
+
+
 def test_one_step_cannot_be_trained_on() -> None:
     with pytest.raises(UserError, match="time_replace"):
         stage1(time_replace=1)
@@ -99,19 +124,25 @@ def test_one_step_cannot_be_trained_on() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_perfect_output_gives_back_latent_and_noise(kind: str, schedule: Schedule) -> None:
     x_start, eps, t = noise("x", (4, 4, 3, 3)), noise("e", (4, 4, 3, 3)), torch.tensor([0, 300, 700, 999])
-    x_t = schedule.q_sample(x_start, t, eps)
-    output = objective.target(kind, schedule, x_start, eps, t)
+    process = Process(schedule, torch.arange(1000), kind)
+    n = process.noised(x_start, t=t, noise=eps)
+    output = process.target(n)
     # At t = 0 the noise is a hundredth of the latent, and at 999 the latent a fifteenth of the noise.
-    assert relative_error(objective.x0_from_output(kind, schedule, output, x_t, t), x_start) < 2e-5
-    assert relative_error(objective.eps_from_output(kind, schedule, output, x_t, t), eps) < 2e-5
+    assert relative_error(process.x0(output, n), x_start) < 2e-5
+    assert relative_error(process.eps(output, n), eps) < 2e-5
 
 
 def test_targets_are_noise_latent_and_velocity(schedule: Schedule) -> None:
     x_start, eps, t = noise("x", (1, 4, 3, 3)), noise("e", (1, 4, 3, 3)), torch.tensor([600])
     abar = np.cumprod(1 - BETAS)[600]
-    assert objective.target("eps", schedule, x_start, eps, t) is eps
-    assert objective.target("x0", schedule, x_start, eps, t) is x_start
-    velocity = objective.target("v", schedule, x_start, eps, t)
+
+    def target(kind: str) -> Tensor:
+        process = Process(schedule, torch.arange(1000), kind)
+        return process.target(process.noised(x_start, t=t, noise=eps))
+
+    assert target("eps") is eps
+    assert target("x0") is x_start
+    velocity = target("v")
     assert relative_error(velocity, np.sqrt(abar) * eps - np.sqrt(1 - abar) * x_start) < 1e-6
 
 

@@ -132,7 +132,7 @@ def test_a_prompt_that_is_not_text_is_refused(tokenizer: ClipTokenizer) -> None:
 
 
 def pytorch_encoder(embedder: FrozenOpenCLIPEmbedder, layers: int) -> nn.TransformerEncoder:
-    """torch's own encoder with the first `layers` blocks of a tiny tower and its final normalisation."""
+    """Torch's own encoder with the first `layers` blocks of a tiny tower and its final normalisation."""
     layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0, activation="gelu", batch_first=True, norm_first=True)
     encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(64), enable_nested_tensor=False)
     names = {"attn.": "self_attn.", "mlp.c_fc.": "linear1.", "mlp.c_proj.": "linear2."}

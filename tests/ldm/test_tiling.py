@@ -7,7 +7,7 @@ from reference.parity import SIDE, noise, relative_error
 from torch import Tensor
 
 from basicsr.utils.errors import UserError
-from ldm.models.diffusion.tiling import gaussian_weights, tile_starts, tiled
+from ldm.models.diffusion.tiling import Tiling, gaussian_weights, tile_starts, tiled
 
 
 def test_tiles_cover_everything_and_overlap_enough() -> None:
@@ -42,7 +42,7 @@ def test_the_weights_of_every_cell_sum_to_one(
     height: int, width: int, tile: int, overlap: int, dtype: torch.dtype
 ) -> None:
     x = torch.zeros(2, 4, height, width, dtype=dtype)
-    canvas = tiled(lambda x, t, z: torch.ones_like(x), x, tile, overlap)(x, torch.zeros(2))
+    canvas = tiled(lambda x, t, z: torch.ones_like(x), x, Tiling(tile, overlap))(x, torch.zeros(2))
     assert canvas.dtype == dtype
     assert torch.allclose(canvas, torch.ones_like(canvas), atol=1e-6)
 
@@ -53,7 +53,7 @@ def test_a_pointwise_denoiser_does_not_notice_the_tiles() -> None:
     def denoise(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         return x * z + t.view(-1, 1, 1, 1)
 
-    assert relative_error(tiled(denoise, z, 8, 5)(x, t), denoise(x, t, z)) < 1e-6
+    assert relative_error(tiled(denoise, z, Tiling(8, 5))(x, t), denoise(x, t, z)) < 1e-6
 
 
 def test_one_tile_that_covers_all_is_no_tiling() -> None:
@@ -64,14 +64,14 @@ def test_one_tile_that_covers_all_is_no_tiling() -> None:
         calls.append(x.shape)
         return torch.nn.functional.avg_pool2d(x, 3, 1, 1) + z
 
-    assert torch.allclose(tiled(denoise, z, 64, 32)(x, t), denoise(x, t, z), atol=1e-6)
+    assert torch.allclose(tiled(denoise, z, Tiling(64, 32))(x, t), denoise(x, t, z), atol=1e-6)
     assert calls == [x.shape, x.shape]
 
 
 def test_tiles_are_blended_by_weight() -> None:
     # Two tiles with known constants: every cell is their weighted mean.
     z, values = torch.zeros(1, 1, 8, 12), iter([1.0, 3.0])
-    got = tiled(lambda x, t, z: torch.full_like(x, next(values)), z, 8, 4)(z, torch.zeros(1))
+    got = tiled(lambda x, t, z: torch.full_like(x, next(values)), z, Tiling(8, 4))(z, torch.zeros(1))
     left, right = torch.zeros(8, 12), torch.zeros(8, 12)
     left[:, :8], right[:, 4:] = (gaussian_weights(8, 8).float(),) * 2
     assert relative_error(got[0, 0], (left + 3 * right) / (left + right)) < 1e-6
@@ -80,4 +80,4 @@ def test_tiles_are_blended_by_weight() -> None:
 @pytest.mark.parametrize("overlap", [-1, 16, 20])
 def test_an_overlap_that_does_not_fit_is_refused(overlap: int) -> None:
     with pytest.raises(UserError, match="choose 0 to 15"):
-        tiled(lambda x, t, z: x, torch.zeros(1, 4, 32, 32), 16, overlap)
+        tiled(lambda x, t, z: x, torch.zeros(1, 4, 32, 32), Tiling(16, overlap))

@@ -9,8 +9,8 @@ from reference.parity import noise, relative_error
 from torch import Tensor
 
 from basicsr.utils.errors import UserError
-from ldm.models.diffusion import objective
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
+from ldm.models.diffusion.process import Process
 from ldm.models.diffusion.schedule import Schedule, make_betas
 from ldm.models.diffusion.training_loss import TrainingLoss
 
@@ -21,15 +21,16 @@ Arrays = Callable[[str], dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def model(request: pytest.FixtureRequest) -> LatentDiffusionSRTextWT:
-    return stage1("tiny", parameterization=request.param, edge_loss_weight=WEIGHT)
+def models(request: pytest.FixtureRequest) -> tuple[LatentDiffusionSRTextWT, LatentDiffusionSRTextWT]:
+    """Of one parameterisation, without and with the edge loss."""
+    plain, edged = (stage1("tiny", parameterization=request.param, edge_loss_weight=w) for w in (0.0, WEIGHT))
+    return plain, edged
 
 
-def with_output_gradient(model: LatentDiffusionSRTextWT, t: Tensor, edge: bool) -> tuple[Tensor, dict, Tensor, Tensor]:
-    """Loss, parts, the U-Net's output and the gradient of the loss there, with the edge term or without."""
+def with_output_gradient(model: LatentDiffusionSRTextWT, t: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """Loss, parts, the U-Net's output and the gradient of the loss there."""
     kept: list[Tensor] = []
     hook = model.model.diffusion_model.register_forward_hook(lambda _module, _given, output: kept.append(output))
-    model.edge_loss_weight = WEIGHT if edge else 0.0
     loss, parts = losses(model, t, "tiny")
     hook.remove()
     return loss, parts, kept[0], torch.autograd.grad(loss, kept[0])[0]
@@ -37,12 +38,13 @@ def with_output_gradient(model: LatentDiffusionSRTextWT, t: Tensor, edge: bool) 
 
 @pytest.mark.parametrize("case", TIMES)
 def test_losses_and_edge_gradient_match_the_published_network(
-    case: str, model: LatentDiffusionSRTextWT, arrays: Arrays
+    case: str, models: tuple[LatentDiffusionSRTextWT, LatentDiffusionSRTextWT], arrays: Arrays
 ) -> None:
+    model, edged = models
     stored, start = arrays("training_and_sampling"), f"{model.parameterization}_{case}_"
     reference = {name.removeprefix(start): stored[name] for name in stored if name.startswith(start)}
-    plain, plain_parts, output, plain_gradient = with_output_gradient(model, TIMES[case], edge=False)
-    loss, parts, _, gradient = with_output_gradient(model, TIMES[case], edge=True)
+    plain, plain_parts, output, plain_gradient = with_output_gradient(model, TIMES[case])
+    loss, parts, _, gradient = with_output_gradient(edged, TIMES[case])
     assert relative_error(output, reference["model_output"]) < 1e-4
     for name in ("loss_simple", "loss_vlb", "loss"):
         assert relative_error(plain_parts[f"train/{name}"], reference[f"train_{name}"]) < 1e-4
@@ -50,8 +52,8 @@ def test_losses_and_edge_gradient_match_the_published_network(
     assert relative_error(parts["train/edge_map_mse"], reference["edge_map_mse"]) < 3e-2
     assert relative_error((gradient - plain_gradient) / WEIGHT, reference["loss_edge_grad"]) < 1e-2
     given = latents("tiny")
-    x_t = model.schedule.q_sample(given["x_start"], TIMES[case], given["noise"])
-    x_0 = objective.x0_from_output(model.parameterization, model.schedule, output, x_t, TIMES[case])
+    n = model.process.noised(given["x_start"], t=TIMES[case], noise=given["noise"])
+    x_0 = model.process.x0(output, n)
     assert relative_error(x_0, reference["pred_x0"]) < 1e-4
     assert torch.equal(loss.detach(), plain.detach() + WEIGHT * parts["train/loss_edge"])
 
@@ -69,10 +71,10 @@ def toy(kind: str = "eps", **params: object) -> tuple[Tensor, dict[str, Tensor],
     schedule, t = Schedule.from_betas(make_betas(1000, 0.00085, 0.0120)), torch.tensor([0, 70, 900])
     shape = (3, 4, 2, 2)
     x_start, eps, output = noise("x", shape), noise("e", shape), noise("o", shape)
-    weights = objective.vlb_weights(kind, schedule)
-    x_t = schedule.q_sample(x_start, t, eps)
-    report = TrainingLoss(kind, **params)(schedule, weights, output, x_start, x_t, eps, t, None)
-    return report.total, report.parts, output - objective.target(kind, schedule, x_start, eps, t), weights[t]
+    process = Process(schedule, torch.arange(1000), kind)
+    n = process.noised(x_start, t=t, noise=eps)
+    report = TrainingLoss(**params)(process, n, output)
+    return report.total, report.parts, output - process.target(n), process.vlb_weights()[t]
 
 
 def test_the_loss_is_the_mean_squared_error_by_default() -> None:
@@ -91,7 +93,7 @@ def test_the_bound_weighs_every_sample_by_its_timestep(kind: str) -> None:
 
 
 def test_the_output_variance_divides_the_error_and_is_added() -> None:
-    total, parts, error, _ = toy(logvar=0.3)
+    total, parts, error, _ = toy(logvar_init=0.3)
     assert float(total) == pytest.approx(float(error.square().mean()) / math.exp(0.3) + 0.3, rel=1e-6)
     assert float(parts["loss_simple"]) == pytest.approx(float(error.square().mean()), rel=1e-6)
 

@@ -1,5 +1,9 @@
+import re
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from basicsr.utils.errors import UserError
 from ldm.inference import Upscaler
 from ldm.inference.networks import Networks, chosen_device
 from ldm.inference.picture import Picture
-from ldm.inference.pipeline import explained_out_of_memory
+from ldm.inference.pipeline import NotEnoughMemoryError, explained_out_of_memory
 from ldm.inference.settings import UpscaleSettings
 from ldm.inference.tiled_vae import TiledAutoencoder, feather
 from ldm.models.autoencoder import AutoencoderKLResi
@@ -47,7 +51,7 @@ def upscaled(networks: Networks, picture: Tensor, **settings: object) -> Tensor:
 def test_any_size_and_factor(networks: Networks, height: int, width: int, factor: float) -> None:
     result = upscaled(networks, part(height, width), upscale=factor)
     assert result.shape == (3, round(height * factor), round(width * factor))
-    assert 0 <= result.min() and result.max() <= 1 and result.std() > 0.01
+    assert result.min() >= 0 and result.max() <= 1 and result.std() > 0.01
 
 
 def test_the_result_looks_like_the_input(networks: Networks) -> None:
@@ -96,7 +100,7 @@ def test_alpha_and_greyness_are_kept(networks: Networks) -> None:
         {"guidance_scale": 4.0, "negative_prompt": "blurred"},
     ],
 )
-def test_every_choice_of_sampling_has_an_effect(networks: Networks, settings: dict) -> None:
+def test_every_choice_of_sampling_has_an_effect(networks: Networks, settings: dict[str, Any]) -> None:
     assert (upscaled(networks, part(16, 16), **settings) - upscaled(networks, part(16, 16))).abs().max() > 1e-3
 
 
@@ -138,21 +142,45 @@ def test_a_feather_fades_over_the_overlap_and_is_flat_inside() -> None:
     assert torch.allclose(weights[6, :4] + weights[6, -4:], torch.ones(4))  # neighbours sum to 1
 
 
-def test_feature_wrapping_follows_its_weight(networks: Networks) -> None:
+@pytest.fixture(scope="module")
+def wrapped(networks: Networks) -> Networks:
+    """A model whose autoencoder has three levels, with a CFW decoder."""
     three = {**SMALL["first_stage"], "ch_mult": [1, 1, 1]}
     kind = {
         "target": "ldm.models.autoencoder.AutoencoderKL",
         "params": {"embed_dim": 4, "ddconfig": three, "lossconfig": NO_LOSS},
     }
     model = stage1(first_stage_config=kind).eval().requires_grad_(False)
-    cfw = fill(AutoencoderKLResi(three, NO_LOSS, 4)).eval().requires_grad_(False)
+    cfw = AutoencoderKLResi(three, NO_LOSS, 4)
+    fill(cfw).eval().requires_grad_(False)
     cfw.load_state_dict(model.first_stage_model.state_dict(), strict=False)
-    plain, wrapped = Networks(model, None, FRAME, networks.device), Networks(model, cfw, FRAME, networks.device)
-    small = part(24, 20)
+    return Networks(model, cfw, FRAME, networks.device)
+
+
+def test_feature_wrapping_follows_its_weight(wrapped: Networks) -> None:
+    plain, small = replace(wrapped, cfw=None), part(24, 20)
     assert plain.multiple == 8  # f is 4 here
     assert torch.equal(upscaled(wrapped, small, dec_w=0.0), upscaled(plain, small))
     results = [upscaled(wrapped, small, dec_w=w) for w in (0.0, 0.5, 1.0)]
     assert relative_error(results[1], results[0]) > 1e-3 and relative_error(results[2], results[1]) > 1e-3
+
+
+def test_threads_that_share_networks_keep_their_own_weight_of_features(wrapped: Networks) -> None:
+    small, weights = part(24, 20), (0.0, 0.5, 1.0)
+    alone = [upscaled(wrapped, small, dec_w=w) for w in weights]
+    together = threading.Barrier(len(weights), timeout=60)
+    waited = threading.local()
+
+    def meet(*_: object) -> None:
+        # The upscales meet once, before any of them decodes: of what they set on the networks the last one would win.
+        if not getattr(waited, "done", False):
+            waited.done = True
+            together.wait()
+
+    with wrapped.model.model.diffusion_model.register_forward_pre_hook(meet), ThreadPoolExecutor(len(weights)) as pool:
+        results = list(pool.map(lambda w: upscaled(wrapped, small, dec_w=w), weights))
+    for result, expected in zip(results, alone, strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_what_does_not_change_between_steps_is_computed_once(networks: Networks) -> None:
@@ -166,7 +194,7 @@ def test_what_does_not_change_between_steps_is_computed_once(networks: Networks)
         "unet": model.model.diffusion_model,
         "encoder": model.first_stage_model.encoder,
     }
-    hooks = [module.register_forward_hook(counted(name)) for name, module in parts.items()]  # type: ignore[arg-type]
+    hooks = [module.register_forward_hook(counted(name)) for name, module in parts.items()]
     upscaled(networks, part(16, 24), steps=3, tile_overlap=16, guidance_scale=2.0)  # two tiles
     for hook in hooks:
         hook.remove()
@@ -176,12 +204,12 @@ def test_what_does_not_change_between_steps_is_computed_once(networks: Networks)
 def test_progress_is_seen(networks: Networks) -> None:
     seen: dict[str, int] = {}
 
-    def watch(name: str, parts: Iterable) -> Iterable:
+    def progress(name: str, parts: Iterable[Any]) -> Iterable[Any]:
         parts = list(parts)
         seen[name] = len(parts)
         return parts
 
-    Upscaler(networks, FAST)(part(16, 24), watch)
+    Upscaler(networks, FAST)(part(16, 24), progress)
     assert seen == {"encoding": 2, "sampling": 2, "decoding": 2}
 
 
@@ -197,19 +225,19 @@ def test_half_precision_is_near(networks: Networks, precision: torch.dtype, tole
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"upscale": 0.5}, "--upscale is 0.5: give a number from 1 to 16"),
-        ({"steps": 0}, "--steps is 0"),
-        ({"sampler": "ddmp"}, "did you mean 'ddpm'"),
+        ({"upscale": 0.5}, "upscale is 0.5: give a number from 1 to 16"),
+        ({"steps": 0}, "steps is 0"),
+        ({"sampler": "ddmp"}, "sampler is 'ddmp': did you mean 'ddpm'"),
         ({"colorfix": "adian"}, "did you mean 'adain'"),
-        ({"eta": 2}, "--eta is 2"),
-        ({"dec_w": -1}, "--dec_w is -1"),
-        ({"tile": 63}, "--tile is 63: give 64"),
-        ({"tile": "all"}, "--tile is 'all'"),
+        ({"eta": 2}, "eta is 2"),
+        ({"dec_w": -1}, "dec_w is -1"),
+        ({"tile": 63}, "tile is 63: give 64"),
+        ({"tile": "all"}, "tile is 'all'"),
         ({"tile_overlap": 32}, "less than the tiles' 32 pixels"),
-        ({"batch": 0}, "--batch is 0"),
+        ({"batch": 0}, "batch is 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(networks: Networks, settings: dict, message: str) -> None:
+def test_settings_that_cannot_be_are_refused(networks: Networks, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         upscaled(networks, part(8, 8), **settings)
 
@@ -220,8 +248,47 @@ def test_pictures_that_cannot_be_upscaled_are_refused(networks: Networks) -> Non
             upscaled(networks, picture)
     with pytest.raises(UserError, match="not enough memory for a result of 64000 x 1600000"):
         Upscaler(networks, replace(FAST, upscale=16)).canvas_size(Picture(torch.zeros(1, 1, 1).expand(3, 100000, 4000)))
-    with pytest.raises(UserError, match="--device nonsense is not there"):
+    with pytest.raises(UserError, match="device nonsense is not there"):
         chosen_device("nonsense")
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("place", ["sampling", "decoding", "one pixel"])
+def test_a_result_that_is_not_finite_is_an_error(precision: torch.dtype, place: str) -> None:
+    model = stage1().eval().requires_grad_(False)
+    model.model.to(precision)
+    model.structcond_stage_model.to(precision)
+    if place == "sampling":
+        model.get_parameter("model.diffusion_model.input_blocks.0.0.bias").fill_(torch.finfo(precision).max)
+
+    def spoil(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        return (
+            output
+            if place == "sampling"
+            else output.index_put(tuple(torch.tensor([i]) for i in (0, 1, 7, 9)), torch.tensor(float("inf")))
+            if place == "one pixel"
+            else output / 0
+        )
+
+    with model.first_stage_model.decoder.register_forward_hook(spoil):
+        networks = Networks(model, None, FRAME, torch.device("cpu"))
+        for colorfix in ("adain", "wavelet", "none"):
+            with pytest.raises(UserError, match="not finite") as error:
+                upscaled(networks, part(16, 16), colorfix=colorfix)
+    advice = "precision is fp16, .* choose bf16 or fp32" if precision == torch.float16 else "weights may be damaged"
+    assert re.search(advice, str(error.value))
+
+
+def test_what_transparency_hides_does_not_bleed(networks: Networks) -> None:
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    disc = ((x - 15.5) ** 2 + (y - 15.5) ** 2 < 100).float()[None]
+    red, black = torch.tensor([1.0, 0.16, 0.16]).view(3, 1, 1).expand(3, 32, 32), torch.zeros(3, 32, 32)
+    full = Upscaler(networks, FAST).upscale([Picture(red, disc)])[0]
+    hidden = Upscaler(networks, FAST).upscale([Picture(red * disc + black * (1 - disc), disc)])[0]
+    assert torch.allclose(full.rgb_01, hidden.rgb_01, atol=1e-5)
+    assert hidden.alpha_01 is not None and 0 < hidden.alpha_01.min() + hidden.alpha_01.max() <= 1
+    large = Upscaler(networks, FAST).enlarged(Picture(red * disc, disc)).rgb_01
+    assert torch.allclose(large, red[:, :1, :1].expand_as(large), atol=1e-5)  # red to the rim and beyond
 
 
 def test_running_out_of_memory_is_explained_and_bugs_are_not() -> None:
@@ -230,7 +297,7 @@ def test_running_out_of_memory_is_explained_and_bugs_are_not() -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
     ):
-        with pytest.raises(UserError, match="not enough memory here"), explained_out_of_memory("here"):
+        with pytest.raises(NotEnoughMemoryError, match="not enough memory here"), explained_out_of_memory("here"):
             raise error
     with pytest.raises(RuntimeError, match="shapes"), explained_out_of_memory("here"):
         raise RuntimeError("shapes")

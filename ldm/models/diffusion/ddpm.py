@@ -1,10 +1,10 @@
 """StableSR's stage 1: wiring, buffers and Lightning's hooks. The mathematics is in the modules beside this one."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -13,36 +13,32 @@ from torch import Tensor, nn
 from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import fields_named
 from basicsr.utils.rng import torch_rng
-from ldm.models.diffusion import first_stage, objective
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint
 from ldm.models.diffusion.conditioning import TextConditioner
-from ldm.models.diffusion.edge_term import EdgeTerm
-from ldm.models.diffusion.sampling import (
-    Noise,
-    Progress,
-    noised_to_the_end,
-    sample_ddim,
-    sample_ddpm,
-    started_at,
-    steered,
-)
+from ldm.models.diffusion.edge_term import NOT_AT_EVERY_STEP, EdgeTerm
+from ldm.models.diffusion.first_stage import FirstStage
+from ldm.models.diffusion.fork_api import DiffusionWrapper, ForkApi
+from ldm.models.diffusion.guidance import Guidance, guided_denoiser
+from ldm.models.diffusion.last_value import LastValue
+from ldm.models.diffusion.process import Process, check_parameterization
+from ldm.models.diffusion.sampling import DEFAULTS, SAMPLERS, Noise, Progress, Sampling, initial_latent, truncated
 from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
-from ldm.models.diffusion.tiling import Denoiser, tiled
+from ldm.models.diffusion.tiling import Denoiser, Tiling, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
-from ldm.modules.diffusionmodules.util import only_supports
 from ldm.modules.ema import LitEma
-from ldm.modules.losses.edge_balance import GradientBalance
 from ldm.modules.losses.edge_loss import EdgeLoss
-from ldm.modules.losses.edge_options import AutoWeight, EdgeOptions
+from ldm.modules.losses.edge_options import EdgeOptions
+from ldm.modules.losses.edge_weight import EdgeWeight, EdgeWeightLike
 from ldm.modules.spade import SPADE
+from ldm.published import takes_published_keys
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
 
 # Parts that a checkpoint may lack as a whole: Stable Diffusion 2.1 has no SPADE and no structure encoder.
-MAY_BE_NEW = {
+MAY_BE_NEW: Mapping[str, Callable[[str], bool]] = {
     "SPADE": lambda key: ".spade." in key,
     "structure": lambda key: key.startswith("structcond_stage_model."),
     "EMA": lambda key: key.startswith("model_ema."),
@@ -57,42 +53,33 @@ class Latents:
     z_lq: Tensor
 
 
-class DiffusionWrapper(nn.Module):
-    """Holds the U-Net under the name that checkpoints give it."""
-
-    def __init__(self, unet_config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.diffusion_model = instantiate_from_config(unet_config)
-
-
-class LatentDiffusionSRTextWT(pl.LightningModule):
+class LatentDiffusionSRTextWT(ForkApi, pl.LightningModule):
     """A latent diffusion model for super-resolution, steered by text and by a time-aware encoder of the LQ latent.
 
     Trained are the SPADE layers of the U-Net and the whole time-aware encoder; with `unfrozen_diff` the whole U-Net.
 
     Args that shape the training:
-        edge_loss_weight: weight of the edge loss (`ldm.modules.losses.edge_loss`), or `auto:f` for a fraction f of the
-            main loss's gradient; 0 leaves it out altogether.
-        edge_max_timestep … edge_grad_ratio_every: when, where, against what and how strongly; see `EdgeOptions`.
-        edge_decoder_checkpoint: recompute the decoder's activations in the backward pass: slower, much less memory.
+        edge_loss_weight: weight of the edge loss, which is logged as train/loss_edge (`EdgeLoss`), or `auto:f` for a
+            fraction f of the main loss's gradient; 0 leaves it out altogether.
+        edge: when, where, against what and how strongly: `EdgeOptions`. Flat, each key begins with `edge_`.
+        loss: the main loss: `TrainingLoss`. Its keys may stand flat, too.
         ckpt_path, ignore_keys: weights to start from, and key prefixes to leave out; null means random weights.
         time_replace: how many of the `timesteps` steps to train on, evenly spaced.
         parameterization: what the U-Net predicts: eps, v or x0.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
             unless `keep_text_encoder`. Its weights wait in host memory and are in every saved checkpoint.
         use_ema: keep an exponential moving average of the U-Net, used for validation and sampling.
-        loss_type, l_simple_weight, original_elbo_weight, logvar_init: see `TrainingLoss`.
+        learning_rate: AdamW's.
 
-    `use_usm` and `random_size` are read by the data side: `main.py` hands them to the data module.
-    Accepted from published YAMLs, without effect here: `num_timesteps_cond`, `first_stage_key`, `cond_stage_key`,
-    `image_size`, `channels`, `monitor`, `log_every_t`; supported at their published value alone: `conditioning_key`,
-    `cond_stage_trainable`, `p2_gamma`, `p2_k`.
+    Published YAMLs carry more keys; `ldm.published` says what becomes of them.
+
+    Raises:
+        FieldError: a value that cannot be.
     """
 
-    learning_rate: float = 5e-5
-    lvlb_weights: Tensor
     original_timesteps: Tensor
 
+    @takes_published_keys
     def __init__(
         self,
         first_stage_config: Mapping[str, Any],
@@ -100,20 +87,9 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         structcond_stage_config: Mapping[str, Any],
         unet_config: Mapping[str, Any],
         *,
-        edge_loss_weight: float | AutoWeight = 0.0,
-        edge_decoder_checkpoint: bool = False,
-        edge_warmup_steps: int = 0,
-        edge_max_timestep: int | None = None,
-        edge_min_snr: float | None = None,
-        edge_crop: int | None = None,
-        edge_crop_by: str = "uniform",
-        edge_target: str = "decoded",
-        edge_operator: str = "canny",
-        edge_dilate: int = 0,
-        edge_base_weight: float = 0.1,
-        edge_normalize: str = "none",
-        edge_loss_type: str = "weighted_mse",
-        edge_grad_ratio_every: int = 0,
+        edge_loss_weight: EdgeWeightLike = 0.0,
+        edge: Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         unfrozen_diff: bool = False,
@@ -123,81 +99,44 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         linear_start: float = 0.00085,
         linear_end: float = 0.0120,
         scale_factor: float = 0.18215,
-        loss_type: str = "l2",
-        l_simple_weight: float = 1.0,
-        original_elbo_weight: float = 0.0,
-        logvar_init: float = 0.0,
         prompt: str = "",
         keep_text_encoder: bool = False,
         use_ema: bool = False,
-        use_usm: bool = False,
-        random_size: bool = False,
-        conditioning_key: str = "crossattn",
-        cond_stage_trainable: bool = False,
-        p2_gamma: float | None = None,
-        p2_k: float | None = None,
-        num_timesteps_cond: int = 1,
-        first_stage_key: str = "image",
-        cond_stage_key: str = "caption",
-        image_size: int | None = None,
-        channels: int = 4,
-        monitor: str | None = None,
-        log_every_t: int = 200,
+        learning_rate: float = 5e-5,
     ) -> None:
         super().__init__()
-        only_supports(
-            "LatentDiffusionSRTextWT",
-            locals(),
-            {"conditioning_key": "crossattn", "cond_stage_trainable": False, "p2_gamma": None, "p2_k": None},
-        )
-        objective.check_parameterization(parameterization)
-        checks.number("model.params.scale_factor", scale_factor, 1e-6)
-        checks.interval("model.params.[linear_start, linear_end]", (linear_start, linear_end), 1e-8, 0.999)
-        checks.whole_number("model.params.timesteps", timesteps, 2)
-        time_replace = timesteps if time_replace is None else time_replace
-        checks.whole_number("model.params.time_replace", time_replace, 2, timesteps)
-        options = EdgeOptions(
-            edge_loss_weight,
-            edge_warmup_steps,
-            edge_max_timestep,
-            edge_min_snr,
-            edge_crop,
-            edge_crop_by,
-            edge_target,
-            edge_operator,
-            edge_dilate,
-            edge_base_weight,
-            edge_normalize,
-            edge_loss_type,
-            edge_grad_ratio_every,
-        )
-        self.edge_loss_weight = options.fixed_weight
-        self.edge_balance = None if options.fraction is None else GradientBalance(options.fraction)
-        self.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
+        check_parameterization(parameterization)
+        checks.number("scale_factor", scale_factor, 1e-6)
+        checks.interval("[linear_start, linear_end]", (linear_start, linear_end), 1e-8, 0.999)
+        checks.whole_number("timesteps", timesteps, 2)
+        weight, options = EdgeWeight.parse(edge_loss_weight), EdgeOptions(**(edge or {}))
+        self.training_loss = TrainingLoss(**(loss or {}))
+        self.learning_rate = learning_rate
         self.parameterization = parameterization
-        self.scale_factor = scale_factor
         self.prompt = prompt
         self.keep_text_encoder = keep_text_encoder
-        self.training_loss = TrainingLoss(
-            parameterization, loss_type, l_simple_weight, original_elbo_weight, logvar_init
-        )
-        self.text = TextConditioner()
         self._released_text_tower: StateDict = {}
 
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
-        self._register_process(space_timesteps(timesteps, time_replace))
+        kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 2, timesteps)
+        self._register_process(space_timesteps(timesteps, kept))
+        options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
 
-        self.model = DiffusionWrapper(unet_config)
+        self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.cond_stage_model: nn.Module | None = instantiate_from_config(cond_stage_config)
         self.structcond_stage_model = instantiate_from_config(structcond_stage_config)
+        self.text = TextConditioner(self.cond_stage_model)
+        self.first_stage = FirstStage(self.first_stage_model, scale_factor, recompute=options.decoder_checkpoint)
+        self.edge_loss = EdgeLoss(EdgeMapGenerator(), options)
+        self.edge_term = EdgeTerm(weight, self.edge_loss, self.first_stage.decode, timesteps=timesteps)
+        self.now_and_then = nn.ModuleDict({name: LastValue() for name in NOT_AT_EVERY_STEP})
         self._freeze(unfrozen_diff)
-        self.first_stage_model.decoder.checkpoint_activations = edge_decoder_checkpoint
         self.model_ema = LitEma(self.model) if use_ema else None
         self._load(ckpt_path, ignore_keys)
         self.train()
-        if self.edge_loss_weight > 0:
-            log.info("Edge loss enabled with weight: %s", options.weight_in_words)
+        if self.use_edge_loss:
+            log.info("Edge loss enabled with weight: %s", weight)
 
     # Construction
 
@@ -205,10 +144,8 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         """Make the constants of the process that visits the steps `kept` buffers."""
         schedule = Schedule.from_betas(respace(self.betas_of_process, kept))
         self.register_buffer("original_timesteps", torch.tensor(kept), persistent=False)
-        self.edge_loss.options.check_process(self.original_timesteps, schedule.alphas_cumprod)
         for name in Schedule.names():
             self.register_buffer(name, getattr(schedule, name))
-        self.register_buffer("lvlb_weights", objective.vlb_weights(self.parameterization, schedule), persistent=False)
 
     def _freeze(self, unfrozen_diff: bool) -> None:
         """Leave gradients to what stage 1 trains."""
@@ -230,9 +167,24 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
             self.model_ema.reset(self.model)
 
     @property
+    def scale_factor(self) -> float:
+        """What latents are multiplied by after the autoencoder."""
+        return self.first_stage.scale_factor
+
+    @property
     def schedule(self) -> Schedule:
         """The training process's constants, on the model's device."""
         return Schedule(**{name: getattr(self, name) for name in Schedule.names()})
+
+    @property
+    def process(self) -> Process:
+        """The training process, on the model's device."""
+        return Process(self.schedule, self.original_timesteps, self.parameterization)
+
+    @property
+    def lvlb_weights(self) -> Tensor:
+        """The weights (T,) of `loss_vlb`, under their published name."""
+        return self.process.vlb_weights()
 
     def train(self, mode: bool = True) -> "LatentDiffusionSRTextWT":
         """Set training mode, in which everything frozen stays in evaluation mode."""
@@ -247,37 +199,34 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Encode the one prompt of training, then let the text tower go."""
-        self.text(self.cond_stage_model, [self.prompt], self.device)
-        if not self.keep_text_encoder and self.cond_stage_model is not None:
-            # Moved, not copied: DistributedDataParallel, too, holds on to these parameters.
-            self._released_text_tower = self.cond_stage_model.cpu().state_dict(prefix="cond_stage_model.")
+        self.contexts([self.prompt])
+        if not self.keep_text_encoder:
+            weights = {f"cond_stage_model.{name}": value for name, value in self.text.let_go().items()}
+            self._released_text_tower |= weights
             self.cond_stage_model = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A saved checkpoint is complete: the text tower's weights are in it though the tower was let go."""
         checkpoint["state_dict"].update(self._released_text_tower)
-        if self.edge_balance is not None:
-            checkpoint["edge_balance"] = self.edge_balance.state_dict()
+        if self.edge_term.balance is not None:
+            checkpoint["edge_balance"] = self.edge_term.balance.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the edge loss's weight where gradients decide it."""
-        if self.edge_balance is not None and "edge_balance" in checkpoint:
-            self.edge_balance.load_state_dict(checkpoint["edge_balance"])
+        if self.edge_term.balance is not None and "edge_balance" in checkpoint:
+            self.edge_term.balance.load_state_dict(checkpoint["edge_balance"])
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """The loss on one batch; all its randomness is a function of seed, rank, epoch and batch."""
         place = (torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
-        loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
-        self._forget_absent(parts)
+        with fields_named(lambda field: f"model.params.{field}"):  # whoever trains has a config
+            loss, parts = self._step(pair, torch_rng(self.device, "training step", *place))
+        if self.use_edge_loss:
+            for name, last in self.now_and_then.named_children():
+                value = parts.pop(f"train/{name}", None)
+                self.log(f"train/{name}", cast(LastValue, last).of_step(value))
         self.log_dict(parts, batch_size=len(pair))
         return loss
-
-    def _forget_absent(self, parts: Mapping[str, Tensor]) -> None:
-        """See that what this step does not measure is not logged: Lightning would repeat an earlier step's value."""
-        logged: dict[str, Any] = {} if self._trainer is None else self._trainer._results or {}
-        for key in set(logged) - {f"training_step.{name}" for name in parts}:
-            if key.startswith("training_step."):
-                del logged[key]
 
     def validation_step(self, pair: Pair, batch_idx: int) -> None:
         """Log the denoising losses; timesteps and noise are the same at every validation."""
@@ -301,26 +250,33 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         t = torch.randint(len(self.original_timesteps), (len(pair),), generator=rng, device=self.device)
         t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
-        structure = self.structcond_stage_model(latents.z_lq, t_original)
         return self.p_losses(
-            latents.z_gt, self.context(len(pair)), structure, t, t_original, noise, gt_pm1=pair.gt_pm1, rng=rng
+            x_start=latents.z_gt,
+            cond=self.context(len(pair)),
+            struct_cond=self.structcond_stage_model(latents.z_lq, t_original),
+            t=t,
+            t_ori=t_original,
+            noise=noise,
+            gt_pm1=pair.gt_pm1,
+            rng=rng,
         )
 
     def encode(self, pair: Pair, rng: torch.Generator) -> Latents:
         """Pixels to scaled latents, without gradient."""
-        z_gt, z_lq = (
-            first_stage.encode(self.first_stage_model, image, self.scale_factor, rng)
-            for image in (pair.gt_pm1, pair.lq_pm1)
-        )
-        return Latents(z_gt, z_lq)
+        z_gt = self.first_stage.encode(pair.gt_pm1, rng)
+        return Latents(z_gt=z_gt, z_lq=self.first_stage.encode(pair.lq_pm1, rng))
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents to pictures, nominally in [-1, 1], differentiable in z."""
-        return first_stage.decode(self.first_stage_model, z, self.scale_factor)
+        return self.first_stage.decode(z)
+
+    def contexts(self, prompts: Sequence[str]) -> Tensor:
+        """Of B prompts, (B, L, context_dim). Raises UserError for a new prompt where the text tower was let go."""
+        return self.text(prompts).to(self.device)
 
     def context(self, batch_size: int) -> Tensor:
         """The training prompt's context for a batch: (B, L, context_dim)."""
-        return self.text(self.cond_stage_model, [self.prompt] * batch_size, self.device)
+        return self.contexts([self.prompt] * batch_size)
 
     def p_losses(
         self,
@@ -340,23 +296,13 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         (B, 3, f h, f w), and draw windows from rng. Returns the loss and its parts under `train/…`, or `val/…` in
         evaluation mode, where the edge loss is left out.
         """
-        noise = torch.randn_like(x_start) if noise is None else noise
-        x_t = self.schedule.q_sample(x_start, t, noise)
-        output = self.model.diffusion_model(x_t, t_ori, cond, struct_cond)
-        edge = None
-        if self.training and self.edge_loss_weight > 0:
-            edge = EdgeTerm(
-                self.edge_loss_weight,
-                self.edge_loss,
-                self.decode,
-                t_ori,
-                len(self.betas_of_process),
-                self.global_step,
-                self.edge_balance,
-                gt_pm1,
-                rng,
-            )
-        report = self.training_loss(self.schedule, self.lvlb_weights, output, x_start, x_t, noise, t, edge)
+        z_gt, noise = x_start, torch.randn_like(x_start) if noise is None else noise
+        process = self.process
+        n = replace(process.noised(z_gt, t=t, noise=noise), t_original=t_ori)
+        output = self.model.diffusion_model(n.x_t, n.t_original, cond, struct_cond)
+        report = self.training_loss(process, n, output)
+        if self.training and self.use_edge_loss:
+            report = self.edge_term(report, process, n, output, gt_pm1=gt_pm1, step=self.global_step, rng=rng)
         split = "train" if self.training else "val"
         return report.total, {f"{split}/{name}": value for name, value in report.parts.items()}
 
@@ -370,12 +316,11 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def predict_x0(self, latents: Latents, step: int, rng: torch.Generator) -> Tensor:
         """The clean latents that the U-Net sees in `latents.z_gt`, noised to one step of the schedule."""
         t = torch.full((len(latents.z_gt),), step, device=self.device)
-        t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
-        x_t = self.schedule.q_sample(latents.z_gt, t, noise)
-        structure = self.structcond_stage_model(latents.z_lq, t_original)
-        output = self.model.diffusion_model(x_t, t_original, self.context(len(t)), structure)
-        return objective.x0_from_output(self.parameterization, self.schedule, output, x_t, t)
+        n = self.process.noised(latents.z_gt, t=t, noise=noise)
+        structure = self.structcond_stage_model(latents.z_lq, n.t_original)
+        output = self.model.diffusion_model(n.x_t, n.t_original, self.context(len(t)), structure)
+        return self.process.x0(output, n)
 
     @torch.no_grad()
     def edge_probe(self, pair: Pair) -> dict[str, float]:
@@ -398,17 +343,18 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
         `x0_pred` is the one-step prediction from a quarter of the process, `sample` a DDIM sample of `steps` steps.
         With the edge loss on there are also its weight map over the true picture and, weighted by it, its error.
         """
-        pair = Pair(pair.lq_pm1[:n], pair.gt_pm1[:n], pair.paths[:n])
+        pair = pair[:n]
         rng = torch_rng(self.device, "log images")
         with self.ema_scope():
             latents = self.encode(pair, rng)
             x0_pred = self.decode(self.predict_x0(latents, len(self.original_timesteps) // 4, rng))
-            z = self.sample(latents.z_lq, self.context(len(pair)), steps=steps, sampler="ddim", noise=self.noise(rng))
+            guidance, sampling = Guidance(self.context(len(pair))), Sampling(steps, "ddim")
+            z = self.sample(latents.z_lq, guidance, sampling, noise=self.noise(rng))
         images = {"lq": pair.lq_pm1, "gt": pair.gt_pm1, "x0_pred": x0_pred, "sample": self.decode(z)}
         decoded = self.decode(latents.z_gt)
         for name, image in (("edge_gt", decoded), ("edge_pred", x0_pred)):
             images[name] = self.edge_loss.generator.edges_01(image).expand_as(pair.gt_pm1) * 2 - 1
-        if self.edge_loss_weight > 0:
+        if self.use_edge_loss:
             truth = decoded if self.edge_loss.options.target == "decoded" else pair.gt_pm1
             images["edge_weight"], images["edge_error"] = self.edge_loss.pictures(x0_pred, truth)
         return {name: image.clamp(-1, 1) for name, image in images.items()}
@@ -421,39 +367,29 @@ class LatentDiffusionSRTextWT(pl.LightningModule):
     def sample(
         self,
         z_lq: Tensor,
-        context: Tensor,
+        guidance: Guidance,
+        sampling: Sampling = DEFAULTS,
         *,
-        steps: int = 200,
-        sampler: str = "ddpm",
-        eta: float = 0.0,
-        guidance_scale: float = 1.0,
-        uncond: Tensor | None = None,
+        tiling: Tiling | None = None,
         x_T: Tensor | None = None,
         noise: Noise | None = None,
-        start_t: int | None = None,
-        tile_size: int | None = None,
-        tile_overlap: int = 32,
-        tile_batch: int = 1,
         progress: Progress = iter,
     ) -> Tensor:
         """Clean latents (B, 4, h, w) for the LQ latents z_lq of that shape.
 
-        context, uncond, guidance_scale: see `steered`. noise: shape -> the noise of each step.
-        start_t: the step of the whole process to start from, the last one by default; x_T: the latent to start with,
-            by default z_lq noised to that step. `steps` steps are taken from there in any case.
-        tile_size, tile_overlap: in latent cells; null means the whole canvas at once. tile_batch: see `tiled`.
-        Raises UserError for an unknown sampler, a step count out of range, or guidance without `uncond`.
+        x_T: the latent to start with, by default z_lq noised to the step where sampling starts. noise: shape -> the
+        noise of each step. tiling: None means the whole canvas at once.
+
+        Raises:
+            UserError: a step count out of range, or tiles that overlap too much.
         """
         noise = noise or self.noise()
-        betas = started_at(self.betas_of_process, start_t)
-        denoise = steered(self.model.diffusion_model, self.structcond_stage_model, context, uncond, guidance_scale)
+        betas = truncated(self.betas_of_process, sampling.start_t)
+        denoise = guided_denoiser(self.model.diffusion_model, self.structcond_stage_model, guidance)
         canvas: Denoiser = lambda x, t: denoise(x, t, z_lq)  # noqa: E731
-        if tile_size:
-            canvas = tiled(denoise, z_lq, tile_size, tile_overlap, tile_batch)
-        x_T = noised_to_the_end(z_lq, betas, noise) if x_T is None else x_T
-        common = (canvas, x_T, betas, self.parameterization, steps, noise)
-        if sampler == "ddpm":
-            return sample_ddpm(*common, progress=progress)
-        if sampler == "ddim":
-            return sample_ddim(*common, eta=eta, progress=progress)
-        raise UserError(f"unknown sampler {sampler!r}; choose ddpm or ddim")
+        if tiling is not None:
+            canvas = tiled(denoise, z_lq, tiling)
+        x_T = initial_latent(z_lq, betas, noise) if x_T is None else x_T
+        return SAMPLERS[sampling.sampler](
+            canvas, x_T, betas, sampling, parameterization=self.parameterization, noise=noise, progress=progress
+        )

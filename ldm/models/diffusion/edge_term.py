@@ -1,112 +1,155 @@
-"""The edge loss within one training step: which samples and windows are decoded, and how strongly it counts."""
+"""The edge loss within a training step: which samples and windows are decoded, and how strongly it counts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from basicsr.utils.errors import UserError
-from ldm.models.diffusion import objective
-from ldm.models.diffusion.schedule import Schedule
+from basicsr.utils.errors import FieldError
+from ldm.models.diffusion.process import Noised, Process
+from ldm.models.diffusion.training_loss import LossReport
 from ldm.modules.losses.edge_balance import GradientBalance, output_gradients, with_gradient
 from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_weight import EdgeWeight
 from ldm.modules.losses.edge_windows import Windows, draw_by_edges, draw_uniform
 
 Parts = dict[str, Tensor]
 
+# What a step may leave out: there may be no active sample, or none in a quarter of the process.
+NOT_AT_EVERY_STEP = (
+    "loss_edge", "loss_edge_t0", "loss_edge_t1", "loss_edge_t2", "loss_edge_t3",
+    "edge_map_mse", "edge_share", "edge_grad_ratio",
+)  # fmt: skip
 
-@dataclass(frozen=True)
+
 class EdgeTerm:
-    """What the edge loss needs at one step besides latents; the formulas are in `EdgeOptions`."""
+    """total = main + w loss_edge; the formulas are in `EdgeOptions`.
 
-    weight: float  # before warm-up; with a balance, a factor of its weight
-    loss: EdgeLoss
-    decode: Callable[[Tensor], Tensor]  # scaled latents (B, 4, h, w) -> pictures in [-1, 1]
-    t_original: Tensor  # (B,) timesteps of the original process
-    timesteps: int  # its length
-    step: int = 0  # optimiser steps done
-    balance: GradientBalance | None = None
-    gt_pm1: Tensor | None = None  # the true pictures (B, 3, f h, f w), where an option asks for them
-    rng: torch.Generator | None = None  # draws the windows
+    Args:
+        weight: w before warm-up, or the fraction of the main loss's gradient that it is to bring about.
+        loss: the criterion, with the options.
+        decode: scaled latents (B, 4, h, w) -> pictures (B, 3, f h, f w) in [-1, 1].
+        timesteps: the length of the original process.
+    """
 
-    def added_to(
-        self, main: Tensor, kind: str, schedule: Schedule, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor
-    ) -> tuple[Tensor, Parts]:
-        """The main loss plus w loss_edge, and what there is to log. Without active samples nothing is decoded."""
-        options = self.loss.options
-        active = options.passes(self.t_original, schedule.alphas_cumprod[t])
-        loss, parts = self._loss(kind, schedule, output, x_start, x_t, t, active)
-        warmup = options.warmup(self.step)
-        weight = self.weight * warmup
-        due = options.grad_ratio_every and self.step % options.grad_ratio_every == 0
-        if not (output.requires_grad and (self.balance is not None or due)):
-            total = main + weight * loss
+    def __init__(
+        self, weight: EdgeWeight, loss: EdgeLoss, decode: Callable[[Tensor], Tensor], *, timesteps: int
+    ) -> None:
+        self.loss = loss
+        self.decode = decode
+        self.timesteps = timesteps
+        self.balance = GradientBalance(weight.value) if weight.relative else None
+        self._fixed = weight.value
+
+    @property
+    def weight(self) -> float:
+        """The present w before warm-up: the number given, or what the gradients so far called for (1 before any)."""
+        return self._fixed if self.balance is None else self.balance.weight
+
+    def __call__(
+        self,
+        report: LossReport,
+        process: Process,
+        n: Noised,
+        output: Tensor,
+        *,
+        gt_pm1: Tensor | None = None,
+        step: int = 0,
+        rng: torch.Generator | None = None,
+    ) -> LossReport:
+        """The main loss's report with the edge loss in it. Without active samples nothing is decoded.
+
+        gt_pm1: the true pictures (B, 3, f h, f w), where an option asks for them. step: optimiser steps done. rng draws
+        the windows.
+        """
+        options, main = self.loss.options, report.total
+        active = options.passes(n.t_original, process.snr(n.t))
+        if options.gated and not active.any():
+            # An empty sum: whatever the output is, also where it is not finite, this is 0 and so is its gradient.
+            loss, parts = output[:0].float().sum(), Parts()
+        elif options.gated:
+            chosen_gt_pm1 = None if gt_pm1 is None else gt_pm1[active]
+            loss, parts = self._loss(process, n.chosen(active), output[active], gt_pm1=chosen_gt_pm1, rng=rng)
         else:
-            gradients = output_gradients(main, loss, output)
-            norms = gradients.norms()
-            if self.balance is not None:
-                self.balance.update(*norms)
-                weight = self.weight * self.balance.weight * warmup
-            # The decoder has been walked backward already: the backward pass starts at the U-Net's output.
-            total = with_gradient(main + weight * loss, output, gradients.main + weight * gradients.edge)
-            if all(norm > 0 for norm in norms):
-                parts["edge_grad_ratio"] = output.new_tensor(weight * norms[1] / norms[0], dtype=torch.float32)
-        parts["edge_weight"] = main.new_tensor(weight)
-        parts["edge_active"] = active.float().mean()
+            loss, parts = self._loss(process, n, output, gt_pm1=gt_pm1, rng=rng)
+        warmup = options.warmup(step)
+        due = bool(options.grad_ratio_every) and step % options.grad_ratio_every == 0
+        if output.requires_grad and (self.balance is not None or due):
+            total, weight, ratio = self._balanced(main, loss, output, warmup)
+            parts |= {} if ratio is None else {"edge_grad_ratio": ratio}
+        else:
+            weight = self.weight * warmup
+            total = main + weight * loss
+        parts |= {"edge_weight": main.new_tensor(weight), "edge_active": active.float().mean()}
         if "loss_edge" in parts:
             parts["edge_share"] = weight * loss / total
-        return total, parts
+        parts = report.parts | parts | {"loss": total}
+        return LossReport(total, {name: value.detach() for name, value in parts.items()})
+
+    def _balanced(
+        self, main: Tensor, loss: Tensor, output: Tensor, warmup: float
+    ) -> tuple[Tensor, float, Tensor | None]:
+        """The total, the weight, and the ratio of the gradients at the U-Net's output where both are above 0."""
+        gradients = output_gradients(main, loss, output)
+        main_norm, edge_norm = gradients.norms()
+        if self.balance is not None:
+            self.balance.update(main_norm, edge_norm)
+        weight = self.weight * warmup
+        # The decoder has been walked backward already: the backward pass starts at the U-Net's output.
+        total = with_gradient(main + weight * loss, output, gradients.main + weight * gradients.edge)
+        if not (main_norm > 0 and edge_norm > 0):
+            return total, weight, None
+        return total, weight, output.new_tensor(weight * edge_norm / main_norm, dtype=torch.float32)
 
     def _loss(
-        self, kind: str, schedule: Schedule, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, active: Tensor
+        self, process: Process, n: Noised, output: Tensor, *, gt_pm1: Tensor | None, rng: torch.Generator | None
     ) -> tuple[Tensor, Parts]:
-        """loss_edge over the active samples, and its parts; 0, connected to the output, and no parts without any."""
-        gt_pm1, t_original = self.gt_pm1, self.t_original
-        if self.loss.options.gated:
-            if not active.any():
-                # An empty sum: whatever the output is, also where it is not finite, this is 0 and so is its gradient.
-                return output[:0].float().sum(), {}
-            output, x_start, x_t, t, t_original = (each[active] for each in (output, x_start, x_t, t, t_original))
-            gt_pm1 = None if gt_pm1 is None else gt_pm1[active]
-        z_pred = objective.x0_from_output(kind, schedule, output, x_t, t)
-        pred_pm1, gt_pm1, importance = self._pictures(z_pred, x_start, gt_pm1)
-        loss, edge_map_mse, by_sample = self.loss(pred_pm1, gt_pm1, importance)
-        parts = {"loss_edge": loss, "edge_map_mse": edge_map_mse}
-        quarters = t_original * 4 // self.timesteps
-        for quarter in sorted(set(quarters.tolist())):
-            parts[f"loss_edge_t{quarter}"] = by_sample[quarters == quarter].mean()
-        return loss, parts
-
-    def _pictures(self, z_pred: Tensor, x_start: Tensor, gt_pm1: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Predicted and true pictures (B, 3, H, W), or their windows, and the windows' importance weights."""
-        options = self.loss.options
-        windows: Windows | None = None
-        if options.crop is not None and options.crop_by == "uniform":
-            windows = draw_uniform(z_pred, options.crop, self.rng)
-        elif options.crop is not None:
-            windows = draw_by_edges(z_pred, self.loss.edges(_given("crop_by: edges", gt_pm1)), options.crop, self.rng)
+        """loss_edge over samples that are all active, and its parts."""
+        z_pred, z_gt = process.x0(output, n), n.z_gt
+        windows = self._windows(z_pred, gt_pm1, rng)
         if windows is not None:
-            z_pred, x_start = windows.cut(z_pred), windows.cut(x_start)
-        if options.target == "decoded":
+            z_pred, z_gt = windows.cut(z_pred), windows.cut(z_gt)
+        pred_pm1, truth_pm1 = self._pictures(z_pred, z_gt, gt_pm1, windows)
+        terms = self.loss(pred_pm1, truth_pm1, None if windows is None else windows.importance)
+        parts = {"loss_edge": terms.loss, "edge_map_mse": terms.edge_map_mse}
+        quarters = n.t_original * 4 // self.timesteps
+        for quarter in sorted(set(quarters.tolist())):
+            parts[f"loss_edge_t{quarter}"] = terms.by_sample[quarters == quarter].mean()
+        return terms.loss, parts
+
+    def _windows(self, z_pred: Tensor, gt_pm1: Tensor | None, rng: torch.Generator | None) -> Windows | None:
+        options = self.loss.options
+        if options.crop is None:
+            return None
+        if options.crop_by == "uniform":
+            return draw_uniform(z_pred, options.crop, rng)
+        edges = self.loss.edges(_given("edge_crop_by", options.crop_by, gt_pm1))
+        return draw_by_edges(z_pred, edges, options.crop, rng)
+
+    def _pictures(
+        self, z_pred: Tensor, z_gt: Tensor, gt_pm1: Tensor | None, windows: Windows | None
+    ) -> tuple[Tensor, Tensor]:
+        """Predicted pictures (B, 3, H, W) and those to compare them with, of the windows where there are any."""
+        if self.loss.options.target == "decoded":
             with torch.no_grad():
-                truth_pm1 = self.decode(x_start)
-        else:
-            truth_pm1 = _given("target: pixels", gt_pm1)
+                truth_pm1 = self.decode(z_gt)
+            return self.decode(z_pred), truth_pm1
+        truth_pm1 = _given("edge_target", "pixels", gt_pm1)
         pred_pm1 = self.decode(z_pred)
-        if options.target == "pixels" and windows is not None:
+        if windows is not None:
             truth_pm1 = windows.cut(truth_pm1, pred_pm1.shape[-1] // windows.side)
         if pred_pm1.shape != truth_pm1.shape:
-            raise UserError(
-                f"model.params.edge_target is 'pixels' and the true pictures are {_size(truth_pm1)} where "
-                f"decoded ones are {_size(pred_pm1)}: use frames that are multiples of the autoencoder's f"
+            raise FieldError(
+                "edge_target",
+                f"is 'pixels' and the true pictures are {_size(truth_pm1)} where decoded ones are {_size(pred_pm1)}: "
+                "use frames that are multiples of the autoencoder's f",
             )
-        return pred_pm1, truth_pm1, None if windows is None else windows.importance
+        return pred_pm1, truth_pm1
 
 
-def _given(option: str, gt_pm1: Tensor | None) -> Tensor:
+def _given(field: str, value: str, gt_pm1: Tensor | None) -> Tensor:
     if gt_pm1 is None:
-        raise UserError(f"model.params.edge_{option} needs the true pictures: hand them to p_losses as gt_pm1")
+        raise FieldError(field, f"is {value!r}, which needs the true pictures: hand them to p_losses as gt_pm1")
     return gt_pm1
 
 

@@ -1,20 +1,59 @@
 """Samplers: plain functions of a denoiser, a starting point and a schedule."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from basicsr.utils.errors import UserError
-from ldm.models.diffusion import objective
+from basicsr.utils import checks
+from basicsr.utils.errors import FieldError
+from ldm.models.diffusion.process import Noisy, Process
 from ldm.models.diffusion.schedule import Schedule, respace, space_timesteps
-from ldm.models.diffusion.tiling import Denoiser, StructuredDenoiser
+from ldm.models.diffusion.tiling import Denoiser
 
 # A shape -> standard-normal noise of that shape
 Noise = Callable[[torch.Size], Tensor]
 # Wraps the iteration over steps, to show progress
 Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a latent is sampled.
+
+    steps: how many are taken from where sampling starts, evenly spaced (`timesteps`).
+    sampler: ddpm (`sample_ddpm`) or ddim (`sample_ddim`). eta: the noise of DDIM, 0 (none) to 1 (as ancestral).
+    start_t: the step of the whole process to start from; None is the last one.
+
+    Raises:
+        FieldError: an unknown sampler, or an eta outside [0, 1].
+    """
+
+    steps: int = 200
+    sampler: str = "ddpm"
+    eta: float = 0.0
+    start_t: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise FieldError("sampler", f"is {self.sampler!r}: choose {' or '.join(SAMPLERS)}")
+        checks.number("eta", self.eta, 0, 1)
+
+    def timesteps(self, count: int) -> list[int]:
+        """At which of a process's steps 0 … count - 1 the U-Net is asked, rising.
+
+        ddpm takes them from the first to the last, ddim with a uniform stride of count // steps from step 0 (both as
+        published). The one step of `steps` 1 is the last, for that is how noisy the latent to start with is.
+
+        Raises:
+            UserError: `steps` is not between 1 and `count`.
+        """
+        chosen = space_timesteps(count, self.steps)
+        if self.steps == 1:
+            return [count - 1]
+        return list(range(0, count, count // self.steps)) if self.sampler == "ddim" else chosen
 
 
 def noise_of_pictures(generators: Sequence[torch.Generator], device: torch.device | str) -> Noise:
@@ -27,51 +66,23 @@ def noise_of_pictures(generators: Sequence[torch.Generator], device: torch.devic
     ).to(device)
 
 
-def steered(
-    unet: nn.Module, structure_encoder: nn.Module, context: Tensor, uncond: Tensor | None, guidance_scale: float
-) -> StructuredDenoiser:
-    """A denoiser of the U-Net, in the precision of its weights, steered by text and by the structure of the LQ latent.
+def truncated(betas: np.ndarray, start_t: int | None) -> np.ndarray:
+    """The process `betas` up to and with step `start_t`, where sampling is to start; None means all of it.
 
-    context, uncond: (B, L, context_dim), to go towards and, with `guidance_scale` s other than 1, away from:
-    uncond + s (cond - uncond) of the network's output (Ho & Salimans 2022, equation 6). The structure is encoded once
-    for both. Latents may come as several tiles of each of the B pictures, tile by tile.
-    Raises UserError for guidance without `uncond`.
-    """
-    if guidance_scale != 1 and uncond is None:
-        raise UserError(f"guidance_scale {guidance_scale} needs a negative prompt's context (uncond)")
-    dtype = next(unet.parameters()).dtype
-
-    def denoise(x: Tensor, t: Tensor, z_lq: Tensor) -> Tensor:
-        structure = structure_encoder(z_lq.to(dtype), t)
-
-        def predict(text: Tensor) -> Tensor:
-            return unet(x.to(dtype), t, text.to(dtype).repeat(len(x) // len(text), 1, 1), structure).to(x.dtype)
-
-        output = predict(context)
-        if guidance_scale == 1 or uncond is None:
-            return output
-        away = predict(uncond)
-        return away + guidance_scale * (output - away)
-
-    return denoise
-
-
-def started_at(betas: np.ndarray, start_t: int | None) -> np.ndarray:
-    """The process `betas` up to and with step `start_t`, where sampling is to start; null means all of it.
-
-    Raises UserError where there is no such step.
+    Raises:
+        FieldError: there is no such step.
     """
     if start_t is None:
         return betas
     if not 0 <= start_t < len(betas):
-        raise UserError(f"start_t is {start_t}; choose a step of the process, 0 to {len(betas) - 1}")
+        raise FieldError("start_t", f"is {start_t}: choose a step of the process, 0 to {len(betas) - 1}")
     return betas[: start_t + 1]
 
 
-def noised_to_the_end(z_lq: Tensor, betas: np.ndarray, noise: Noise) -> Tensor:
+def initial_latent(z_lq: Tensor, betas: np.ndarray, noise: Noise) -> Tensor:
     """x_T of q(x_T | x_0 = z_lq), T the last step of the process `betas`: where sampling starts (StableSR)."""
     last = torch.full((len(z_lq),), len(betas) - 1, device=z_lq.device)
-    return Schedule.from_betas(betas).to(z_lq.device).q_sample(z_lq, last, noise(z_lq.shape))
+    return Schedule.from_betas(betas).to(z_lq.device).q_sample(z_lq, t=last, noise=noise(z_lq.shape))
 
 
 @torch.no_grad()
@@ -79,23 +90,24 @@ def sample_ddpm(
     denoise: Denoiser,
     x_T: Tensor,
     betas: np.ndarray,
-    kind: str,
-    steps: int,
+    sampling: Sampling,
+    *,
+    parameterization: str,
     noise: Noise,
     progress: Progress = iter,
 ) -> Tensor:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2) over `steps` evenly spaced steps of the process `betas`.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) over `sampling.timesteps` of the process `betas`.
 
     x_T (B, 4, h, w) is where to start, at the last step; returns x_0. The denoiser is told the original timesteps.
     """
-    kept = space_timesteps(len(betas), steps)
+    kept = sampling.timesteps(len(betas))
     schedule = Schedule.from_betas(respace(betas, kept)).to(x_T.device)
+    process = Process(schedule, torch.tensor(kept, device=x_T.device), parameterization)
     x = x_T
-    for i in progress(range(steps - 1, -1, -1)):
-        t = torch.full((len(x),), i, device=x.device)
-        output = denoise(x, torch.full_like(t, kept[i]))
-        x_start = objective.x0_from_output(kind, schedule, output, x, t)
-        x = schedule.posterior_mean(x_start, x, t)
+    for i in progress(range(len(kept) - 1, -1, -1)):
+        n = Noisy(x_t=x, t=torch.full((len(x),), i, device=x.device))
+        output = denoise(x, process.timesteps[n.t])
+        x = schedule.posterior_mean(process.x0(output, n), x_t=x, t=n.t)
         if i > 0:
             x = x + torch.exp(0.5 * schedule.posterior_log_variance_clipped[i]) * noise(x.shape)
     return x
@@ -106,33 +118,29 @@ def sample_ddim(
     denoise: Denoiser,
     x_T: Tensor,
     betas: np.ndarray,
-    kind: str,
-    steps: int,
+    sampling: Sampling,
+    *,
+    parameterization: str,
     noise: Noise,
-    eta: float = 0.0,
     progress: Progress = iter,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, equation 12) with a uniform stride of T // steps, counted from step 0.
-
-    eta 0 is deterministic, eta 1 as noisy as ancestral sampling. x_T and the result are (B, 4, h, w).
-    Raises UserError for a step count out of range, or eta outside [0, 1].
-    """
-    if not 0 <= eta <= 1:
-        raise UserError(f"DDIM's eta is {eta}; choose 0 (deterministic) to 1 (as noisy as ancestral sampling)")
-    if not 1 <= steps <= len(betas):
-        raise UserError(f"cannot take {steps} DDIM steps of {len(betas)}; choose 1 to {len(betas)}")
-    timesteps = range(0, len(betas), len(betas) // steps)
+    """DDIM (Song et al. 2021, equation 12) over `sampling.timesteps`, down to step 0. Arguments as of `sample_ddpm`."""
+    timesteps = sampling.timesteps(len(betas))
     schedule = Schedule.from_betas(betas).to(x_T.device)
+    process = Process(schedule, torch.arange(len(betas), device=x_T.device), parameterization)
     abar = np.cumprod(1.0 - betas)
     x = x_T
     for i in progress(range(len(timesteps) - 1, -1, -1)):
         now, before = abar[timesteps[i]], abar[timesteps[i - 1] if i > 0 else 0]
-        t = torch.full((len(x),), timesteps[i], device=x.device)
-        output = denoise(x, t)
-        eps = objective.eps_from_output(kind, schedule, output, x, t)
-        x_start = objective.x0_from_output(kind, schedule, output, x, t)
-        sigma = eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
-        x = np.sqrt(before) * x_start + np.sqrt(1 - before - sigma**2) * eps
+        n = Noisy(x_t=x, t=torch.full((len(x),), timesteps[i], device=x.device))
+        output = denoise(x, n.t)
+        x_0, eps = process.x0(output, n), process.eps(output, n)
+        sigma = sampling.eta * np.sqrt((1 - before) / (1 - now) * (1 - now / before))
+        x = np.sqrt(before) * x_0 + np.sqrt(1 - before - sigma**2) * eps
         if sigma > 0:
             x = x + sigma * noise(x.shape)
     return x
+
+
+SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim}
+DEFAULTS = Sampling()

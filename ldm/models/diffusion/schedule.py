@@ -68,16 +68,13 @@ class Schedule:
         """The same schedule on another device."""
         return Schedule(**{name: getattr(self, name).to(device) for name in self.names()})
 
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def q_sample(self, x_0: Tensor, *, t: Tensor, noise: Tensor) -> Tensor:
         """x_t of q(x_t | x_0) for the given standard-normal noise."""
-        return (
-            at(self.sqrt_alphas_cumprod, t, x_start) * x_start
-            + at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
-        )
+        return at(self.sqrt_alphas_cumprod, t, x_0) * x_0 + at(self.sqrt_one_minus_alphas_cumprod, t, x_0) * noise
 
-    def posterior_mean(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def posterior_mean(self, x_0: Tensor, *, x_t: Tensor, t: Tensor) -> Tensor:
         """Mean of q(x_{t-1} | x_t, x_0)."""
-        return at(self.posterior_mean_coef1, t, x_t) * x_start + at(self.posterior_mean_coef2, t, x_t) * x_t
+        return at(self.posterior_mean_coef1, t, x_t) * x_0 + at(self.posterior_mean_coef2, t, x_t) * x_t
 
 
 def make_betas(timesteps: int, linear_start: float, linear_end: float) -> np.ndarray:

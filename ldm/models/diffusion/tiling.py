@@ -1,6 +1,7 @@
 """Aggregation sampling (StableSR, section 3.4): a denoiser for tiles becomes a denoiser for a canvas of any size."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,15 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 StructuredDenoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Square tiles: their side and least overlap in latent cells, and how many go through the network at once."""
+
+    size: int
+    overlap: int = 32
+    batch: int = 1
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -40,7 +50,8 @@ def gaussian_weights(height: int, width: int) -> Tensor:
 def tile_windows(size: Sequence[int], tile: int, overlap: int) -> list[tuple[slice, slice]]:
     """Rows and columns of every tile of a canvas (height, width), row by row, each at most `tile` along a side.
 
-    Raises UserError unless 0 <= overlap < tile.
+    Raises:
+        UserError: overlap is not at least 0 and below tile.
     """
     if not 0 <= overlap < tile:
         raise UserError(
@@ -57,18 +68,20 @@ def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def tiled(denoise: StructuredDenoiser, z_lq: Tensor, tile_size: int, overlap: int, tile_batch: int = 1) -> Denoiser:
-    """A denoiser for canvases of z_lq's size (B, 4, H, W), made of one for tiles of `tile_size` latent cells.
+def tiled(denoise: StructuredDenoiser, z_lq: Tensor, tiling: Tiling) -> Denoiser:
+    """A denoiser for canvases of z_lq's size (B, 4, H, W), made of one for tiles.
 
     At every step each tile is predicted on its own and the predictions are averaged with Gaussian weights. The layout
-    and the tiles of z_lq are the same at every step and made once. `tile_batch` tiles of every picture go through the
-    network at once, tile by tile: (tile_batch * B, 4, h, w).
-    Raises UserError unless 0 <= overlap < tile_size.
+    and the tiles of z_lq are the same at every step and made once. `tiling.batch` tiles of every picture go through the
+    network at once, tile by tile: (batch * B, 4, h, w).
+
+    Raises:
+        UserError: the overlap is not at least 0 and below the tiles' size.
     """
     height, width = z_lq.shape[-2:]
-    windows = tile_windows((height, width), tile_size, overlap)
+    windows = tile_windows((height, width), tiling.size, tiling.overlap)
     # Never in half precision: a corner's weight is 1e-11.
-    weights = gaussian_weights(min(tile_size, height), min(tile_size, width)).to(z_lq.device, torch.float32)
+    weights = gaussian_weights(min(tiling.size, height), min(tiling.size, width)).to(z_lq.device, torch.float32)
     total = torch.zeros(height, width, device=z_lq.device)
     for rows, columns in windows:
         total[rows, columns] += weights
@@ -76,7 +89,7 @@ def tiled(denoise: StructuredDenoiser, z_lq: Tensor, tile_size: int, overlap: in
     def cut(canvas: Tensor, group: Sequence[tuple[slice, slice]]) -> Tensor:
         return torch.cat([canvas[..., rows, columns] for rows, columns in group])
 
-    layout = [(group, cut(z_lq, group)) for group in chunks(windows, tile_batch)]
+    layout = [(group, cut(z_lq, group)) for group in chunks(windows, tiling.batch)]
 
     def denoise_canvas(x: Tensor, t: Tensor) -> Tensor:
         canvas = torch.zeros_like(x, dtype=torch.float32)

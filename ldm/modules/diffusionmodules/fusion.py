@@ -56,7 +56,10 @@ class FusionLayer(nn.Module):
 
 
 class FusionDecoder(Decoder):
-    """The KL decoder with fusion layers at levels 1 and 2; `fusion_w` in [0, 1] weighs fidelity to the picture."""
+    """The KL decoder with fusion layers at levels 1 and 2.
+
+    `fusion_w` in [0, 1] weighs fidelity to the picture where a call names no weight of its own.
+    """
 
     def __init__(self, config: DDConfig, fusion_w: float = 1.0) -> None:
         super().__init__(config)
@@ -66,12 +69,16 @@ class FusionDecoder(Decoder):
         for level in FUSED_LEVELS:
             self.add_module(f"fusion_layer_{level}", FusionLayer(config.ch * config.ch_mult[level]))
 
-    def forward_fused(self, z: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Decode z with the encoder's `features` of all levels, fine to coarse (`Encoder.forward_features`)."""
+    def forward_fused(self, z: Tensor, features: Sequence[Tensor], w: float | None = None) -> Tensor:
+        """Decode z with the encoder's `features` of all levels, fine to coarse (`Encoder.forward_features`).
+
+        `w` replaces `fusion_w` for this call alone: the module is not changed, so that threads may share it.
+        """
+        weight = self.fusion_w if w is None else w
 
         def fuse(level: int, h: Tensor) -> Tensor:
-            if level not in FUSED_LEVELS or self.fusion_w == 0:
+            if level not in FUSED_LEVELS or weight == 0:
                 return h
-            return self.get_submodule(f"fusion_layer_{level}")(features[level], h, self.fusion_w)
+            return self.get_submodule(f"fusion_layer_{level}")(features[level], h, weight)
 
         return self(z, fuse)

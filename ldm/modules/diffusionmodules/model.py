@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
-from ldm.modules.diffusionmodules.util import group_norm, only_supports, regroup, zero_init
+from basicsr.utils.errors import FieldError
+from ldm.modules.diffusionmodules.util import group_norm, regroup, zero_init
 
 NORM_EPS = 1e-6
 
@@ -34,7 +35,8 @@ class DDConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        only_supports("ddconfig", vars(self), {"double_z": True})
+        if not self.double_z:
+            raise FieldError("double_z", "is false, which is not supported: the encoder gives mean and log variance")
 
     @property
     def downsampling(self) -> int:
@@ -183,14 +185,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, z_channels, h, w) -> picture (B, out_ch, f h, f w), nominally in [-1, 1] but not clamped.
-
-    `checkpoint_activations` recomputes each level in the backward pass instead of keeping its activations.
-    """
+    """Latent (B, z_channels, h, w) -> picture (B, out_ch, f h, f w), nominally in [-1, 1] but not clamped."""
 
     def __init__(self, config: DDConfig) -> None:
         super().__init__()
-        self.checkpoint_activations = False
         width = config.ch * config.ch_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, width, 3, padding=1)
         self.mid = Middle(width, config.dropout)
@@ -206,18 +204,24 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width, config.out_ch, 3, padding=1)
         regroup(self, config.norm_groups)
 
-    def forward(self, z: Tensor, after_level: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
-        """Decode; `after_level(index, h)`, where given, replaces h between a level's blocks and its upsampling."""
-        h = self._run(self.mid, self.conv_in(z))
+    def forward(
+        self, z: Tensor, after_level: Callable[[int, Tensor], Tensor] | None = None, *, recompute: bool = False
+    ) -> Tensor:
+        """Decode; `after_level(index, h)`, where given, replaces h between a level's blocks and its upsampling.
+
+        `recompute` computes each level again in the backward pass instead of keeping its activations.
+        """
+
+        def run(module: nn.Module, h: Tensor) -> Tensor:
+            if recompute and torch.is_grad_enabled():
+                return checkpoint(module, h, use_reentrant=False)
+            return module(h)
+
+        h = run(self.mid, self.conv_in(z))
         for i in reversed(range(len(self.up))):
-            h = self._run(self.up[i], h)
+            h = run(self.up[i], h)
             if after_level:
                 h = after_level(i, h)
             if i > 0:
-                h = self._run(self.up[i].get_submodule("upsample"), h)
+                h = run(self.up[i].get_submodule("upsample"), h)
         return self.conv_out(silu(self.norm_out(h)))
-
-    def _run(self, module: nn.Module, h: Tensor) -> Tensor:
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(module, h, use_reentrant=False)
-        return module(h)

@@ -1,8 +1,7 @@
 """The two networks of StableSR: assembly only, from the parts in `blocks.py` and `attention.py`.
 
-Arguments carry the names of published YAMLs. Those that a published YAML sets but that change nothing here
-(`image_size`, `legacy`, `num_heads_upsample`, `use_fp16`) are accepted for its sake: precision is the trainer's matter.
-`norm_groups` is ours, for small networks: see `regroup`.
+Arguments carry the names of published YAMLs; what else those set is in `ldm.published`. `norm_groups` is ours, for
+small networks: see `regroup`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +22,8 @@ from ldm.modules.diffusionmodules.blocks import (
     StageSequential,
     Upsample,
 )
-from ldm.modules.diffusionmodules.util import group_norm, only_supports, regroup, timestep_embedding, zero_init
-
-ONLY_SUPPORTED = {
-    "conv_resample": True,
-    "dims": 2,
-    "use_scale_shift_norm": False,
-    "resblock_updown": False,
-    "use_new_attention_order": False,
-}
+from ldm.modules.diffusionmodules.util import group_norm, regroup, timestep_embedding, zero_init
+from ldm.published import takes_published_keys
 
 
 def time_embedding(model_channels: int) -> nn.Sequential:
@@ -67,6 +59,7 @@ class UNetModelDualcondV2(nn.Module):
     multiple of 2^(levels - 1).
     """
 
+    @takes_published_keys
     def __init__(
         self,
         in_channels: int,
@@ -83,63 +76,45 @@ class UNetModelDualcondV2(nn.Module):
         semb_channels: int = 256,
         dropout: float = 0.0,
         use_checkpoint: bool = False,
-        use_spatial_transformer: bool = True,
-        conv_resample: bool = True,
-        dims: int = 2,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        image_size: int | None = None,
-        legacy: bool = False,
-        num_heads_upsample: int = -1,
-        use_fp16: bool = False,
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        only_supports("UNetModelDualcondV2", locals(), ONLY_SUPPORTED | {"use_spatial_transformer": True})
         self.model_channels = model_channels
         self.use_checkpoint = use_checkpoint
         self.downsampling = 2 ** (len(channel_mult) - 1)
         self.time_embed = time_embedding(model_channels)
-        emb = 4 * model_channels
+        res_block = partial(ResBlockDual, emb_channels=4 * model_channels, semb_channels=semb_channels, dropout=dropout)
 
-        def stage(width: int, out: int, attend: bool) -> StageSequential:
-            layers: list[nn.Module] = [ResBlockDual(width, emb, out, semb_channels, dropout)]
-            if attend:
-                heads = head_count(out, num_heads, num_head_channels)
-                layers.append(
-                    SpatialTransformer(
-                        out, heads, out // heads, transformer_depth, context_dim, use_linear_in_transformer
-                    )
-                )
-            return StageSequential(*layers)
+        def transformer(width: int) -> SpatialTransformer:
+            heads = head_count(width, num_heads, num_head_channels)
+            shape = {"heads": heads, "head_dim": width // heads, "depth": transformer_depth, "context_dim": context_dim}
+            return SpatialTransformer(width, **shape, use_linear=use_linear_in_transformer)
 
-        width, skips, downsampling = model_channels, [model_channels], 1
+        def stage(width: int, level: int) -> StageSequential:
+            out = channel_mult[level] * model_channels
+            attend = 2**level in attention_resolutions
+            return StageSequential(res_block(width, out_channels=out), *([transformer(out)] if attend else []))
+
+        width, skips, last = model_channels, [model_channels], len(channel_mult) - 1
         self.input_blocks = nn.ModuleList([StageSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                self.input_blocks.append(stage(width, mult * model_channels, downsampling in attention_resolutions))
+                self.input_blocks.append(stage(width, level))
                 width = mult * model_channels
                 skips.append(width)
-            if level < len(channel_mult) - 1:
+            if level < last:
                 self.input_blocks.append(StageSequential(Downsample(width)))
                 skips.append(width)
-                downsampling *= 2
-
-        self.middle_block = StageSequential(
-            *stage(width, width, True), ResBlockDual(width, emb, width, semb_channels, dropout)
-        )
-
+        middle = [res_block(width, out_channels=width), transformer(width), res_block(width, out_channels=width)]
+        self.middle_block = StageSequential(*middle)
         self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
+        for level in range(last, -1, -1):
             for i in range(num_res_blocks + 1):
-                block = stage(width + skips.pop(), mult * model_channels, downsampling in attention_resolutions)
-                width = mult * model_channels
+                block = stage(width + skips.pop(), level)
+                width = channel_mult[level] * model_channels
                 if level > 0 and i == num_res_blocks:
                     block.append(Upsample(width))
-                    downsampling //= 2
                 self.output_blocks.append(block)
-
         self.out = nn.Sequential(
             group_norm(width, NORM_EPS), nn.SiLU(), zero_init(nn.Conv2d(width, out_channels, 3, padding=1))
         )
@@ -172,6 +147,7 @@ class EncoderUNetModelWT(nn.Module):
     downsampling and the middle block's output, each through its own residual block `fea_tran[i]`.
     """
 
+    @takes_published_keys
     def __init__(
         self,
         in_channels: int,
@@ -184,22 +160,15 @@ class EncoderUNetModelWT(nn.Module):
         num_heads: int = 4,
         num_head_channels: int = -1,
         use_checkpoint: bool = False,
-        conv_resample: bool = True,
-        dims: int = 2,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        image_size: int | None = None,
-        use_fp16: bool = False,
-        num_heads_upsample: int = -1,
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        only_supports("EncoderUNetModelWT", locals(), ONLY_SUPPORTED)
         self.model_channels = model_channels
         self.use_checkpoint = use_checkpoint
         self.time_embed = time_embedding(model_channels)
         emb = 4 * model_channels
+
+        res_block = partial(ResBlock, emb_channels=emb, dropout=dropout)
 
         def attention(width: int) -> AttentionBlock:
             return AttentionBlock(width, head_count(width, num_heads, num_head_channels))
@@ -208,7 +177,7 @@ class EncoderUNetModelWT(nn.Module):
         self.input_blocks = nn.ModuleList([StageSequential(nn.Conv2d(in_channels, width, 3, padding=1))])
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                block = StageSequential(ResBlock(width, emb, mult * model_channels, dropout))
+                block = StageSequential(res_block(width, out_channels=mult * model_channels))
                 width = mult * model_channels
                 if downsampling in attention_resolutions:
                     block.append(attention(width))
@@ -220,9 +189,9 @@ class EncoderUNetModelWT(nn.Module):
         feature_widths.append(width)
 
         self.middle_block = StageSequential(
-            ResBlock(width, emb, width, dropout), attention(width), ResBlock(width, emb, width, dropout)
+            res_block(width, out_channels=width), attention(width), res_block(width, out_channels=width)
         )
-        self.fea_tran = nn.ModuleList(ResBlock(w, emb, out_channels, dropout) for w in feature_widths)
+        self.fea_tran = nn.ModuleList(res_block(w, out_channels=out_channels) for w in feature_widths)
         regroup(self, norm_groups)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> dict[str, Tensor]:

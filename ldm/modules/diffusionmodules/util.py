@@ -1,7 +1,6 @@
 """Small pieces that the U-Net, the time-aware encoder and the autoencoder share."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +45,3 @@ def zero_init(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def only_supports(owner: str, given: Mapping[str, object], supported: Mapping[str, object]) -> None:
-    """Refuse a published option that is accepted by name but implemented for one value alone.
-
-    Raises UserError that names the option, the value and the value to use.
-    """
-    for name, value in supported.items():
-        if given[name] != value:
-            raise UserError(f"{owner}: {name}: {given[name]!r} is not supported; use {name}: {value!r}")

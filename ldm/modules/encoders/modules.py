@@ -9,6 +9,7 @@ from torch import nn
 
 from basicsr.utils.errors import UserError
 from ldm.modules.encoders.tokenizer import VOCAB_SIZE, ClipTokenizer
+from ldm.published import takes_published_keys
 
 ARCHS: dict[str, Mapping[str, int]] = {"ViT-H-14": {"width": 1024, "layers": 24, "heads": 16}}
 LAYERS_LEFT_OUT = {"last": 0, "penultimate": 1}
@@ -28,7 +29,9 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, width) -> (B, L, width)."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, L, width / heads)
+        q, k, v = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1).permute(
+            2, 0, 3, 1, 4
+        )  # each (B, heads, L, width / heads)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -113,7 +116,6 @@ class FrozenOpenCLIPEmbedder(nn.Module):
     Weights are random until a checkpoint is loaded into the module; nothing is ever downloaded.
 
     arch: "ViT-H-14", or {width, layers, heads} for another size of the same tower.
-    version: name of the pretrained weights in published YAMLs; accepted, without meaning here.
     device: where to put the module; None leaves it where torch builds it.
     max_length: tokens per prompt; 77 in every published checkpoint.
     freeze: take no gradient and stay in eval mode, whatever `train()` is called with.
@@ -122,10 +124,10 @@ class FrozenOpenCLIPEmbedder(nn.Module):
     Raises UserError for another `arch`, `layer` or `max_length`.
     """
 
+    @takes_published_keys
     def __init__(
         self,
         arch: str | Mapping[str, int] = "ViT-H-14",
-        version: str | None = None,
         device: str | torch.device | None = None,
         max_length: int = 77,
         freeze: bool = True,

@@ -5,14 +5,14 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from gzip import open as gzip_open
+from importlib.resources import files
 from itertools import islice, pairwise
-from pathlib import Path
 
 import torch
 
 from basicsr.utils.errors import UserError
 
-MERGES_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+MERGES_FILE = files("ldm.modules.encoders") / "bpe_simple_vocab_16e6.txt.gz"
 VOCAB_SIZE = 49408
 START, END = VOCAB_SIZE - 2, VOCAB_SIZE - 1
 SPECIAL = {"<start_of_text>": START, "<end_of_text>": END}
@@ -65,7 +65,10 @@ class ClipTokenizer:
         ids = {symbol: index for index, (_, symbol) in enumerate(symbols)}
         ids |= {symbol + "</w>": len(symbols) + index for index, (_, symbol) in enumerate(symbols)}
         self._merges: dict[tuple[int, int], int] = {}  # two neighbours -> their id as one; low ids come first
-        with gzip_open(MERGES_FILE, "rt", encoding="utf-8") as lines:  # a header, then more merges than are in use
+        with (
+            MERGES_FILE.open("rb") as packed,
+            gzip_open(packed, "rt", encoding="utf-8") as lines,
+        ):  # a header, then more merges than are in use
             for merged, line in enumerate(islice(lines, 1, START - FIRST_MERGE + 1), FIRST_MERGE):
                 left, right = line.split()
                 self._merges[ids[left], ids[right]] = ids[left + right] = merged

@@ -14,7 +14,8 @@ CHARBONNIER_EPS = 1e-3
 
 class EdgeTerms(NamedTuple):
     """`loss` carries the gradient; the others are for the eye alone: Canny has no gradient, and `by_sample` (B,) is
-    detached."""
+    detached.
+    """
 
     loss: Tensor
     edge_map_mse: Tensor

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError
 
 # The part of the draws that edges do not steer: it bounds the importance weights by 1 / FLOOR.
 FLOOR = 0.25
@@ -34,7 +34,8 @@ class Windows:
 def draw_uniform(latents: Tensor, side: int, rng: torch.Generator | None = None) -> Windows:
     """A window of side x side cells in each of the latents (B, C, h, w), all places alike.
 
-    Raises UserError where the latents are smaller.
+    Raises:
+        FieldError: the latents are smaller.
     """
     rows, columns = _places(latents, side)
     device = latents.device if rng is None else rng.device
@@ -62,9 +63,10 @@ def draw_by_edges(latents: Tensor, edges: Tensor, side: int, rng: torch.Generato
 def _places(latents: Tensor, side: int) -> tuple[int, int]:
     height, width = latents.shape[-2:]
     if side > min(height, width):
-        raise UserError(
-            f"model.params.edge_crop is {side} cells and the latents are {height} x {width}: "
-            f"give at most {min(height, width)}, or null for the whole frame"
+        raise FieldError(
+            "edge_crop",
+            f"is {side} cells and the latents are {height} x {width}: give at most {min(height, width)}, or null for "
+            "the whole frame",
         )
     return height - side + 1, width - side + 1
 

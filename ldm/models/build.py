@@ -1,0 +1,40 @@
+"""From a config's `model:` block to a model: the one place where one is built."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils.errors import FieldError, fields_named
+from ldm.config import Config
+from ldm.models.diffusion.checkpoint import read_state_dict
+from ldm.util import instantiate_from_config
+
+FIRST_STAGE = "first_stage_model."
+
+
+def build_model(config: Config, *, ckpt: str | Path | None = None, learning_rate: float | None = None) -> Any:
+    """The model that `model.target` names, with `model.params`; `base_learning_rate` beside them is the caller's.
+
+    Args:
+        config: a merged config.
+        ckpt: a checkpoint of this very model, in place of the one to start training from. Nothing in it is ignored, and
+            the autoencoder's own file is read only where the checkpoint leaves the autoencoder out.
+        learning_rate: the model's, None for its default.
+
+    Raises:
+        UserError: no such target, params that do not fit it, or a checkpoint that does not fit the model.
+    """
+    block: Mapping[str, Any] = config.get("model", {})
+    params = dict(block.get("params") or {})
+    if ckpt is not None:
+        params |= {"ckpt_path": str(ckpt), "ignore_keys": [FIRST_STAGE]}
+        if any(key.startswith(FIRST_STAGE) for key in read_state_dict(ckpt)):
+            first_stage = params["first_stage_config"]
+            own = {**(first_stage.get("params") or {}), "ckpt_path": None}
+            params |= {"first_stage_config": {**first_stage, "params": own}, "ignore_keys": []}
+    if learning_rate is not None:
+        if "learning_rate" in params:
+            raise FieldError("model.params.learning_rate", "is no key of a config's: set model.base_learning_rate")
+        params["learning_rate"] = learning_rate
+    with fields_named(lambda field: f"model.params.{field}"):
+        return instantiate_from_config({"target": block.get("target"), "params": params})

@@ -1,0 +1,42 @@
+"""How far the edge loss fell, measured on pictures that do not change."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from ldm.training.callbacks.isolated import example_pair, isolated
+
+
+class EdgeProbe(Callback):
+    """Measures the edge loss on the first validation batch before and after training, and says how far it fell."""
+
+    def __init__(self) -> None:
+        self.start: dict[str, float] = {}
+        self.end: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not self.start:  # a resumed run compares with its very beginning
+            self.start = self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.start:
+            self.end = self._measure(trainer, pl_module)
+
+    def report(self) -> str:
+        """One line: the edge loss before and after."""
+        before, after = self.start["loss_edge"], self.end["loss_edge"]
+        change = f" ({100 * (after - before) / before:+.0f} %)" if before > 0 else ""
+        return f"edge loss on the fixed validation batch: {before:.4g} -> {after:.4g}{change}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.start = state_dict["start"]
+
+    @staticmethod
+    def _measure(trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
+        with isolated(trainer, pl_module):
+            measured = pl_module.edge_probe(example_pair(trainer, pl_module))
+        return {key: float(value) for key, value in measured.items()}

@@ -1,0 +1,41 @@
+"""The arguments of Lightning's Trainer that are flags of main.py, with their defaults.
+
+A table, so that the command line need not import Lightning; a test holds it against the signature.
+"""
+
+TRAINER_FLAGS: dict[str, object] = {
+    "accelerator": "auto",
+    "strategy": "auto",
+    "devices": "auto",
+    "num_nodes": 1,
+    "precision": None,
+    "fast_dev_run": False,
+    "max_epochs": None,
+    "min_epochs": None,
+    "max_steps": -1,
+    "min_steps": None,
+    "max_time": None,
+    "limit_train_batches": None,
+    "limit_val_batches": None,
+    "limit_test_batches": None,
+    "limit_predict_batches": None,
+    "overfit_batches": 0.0,
+    "val_check_interval": None,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": None,
+    "log_every_n_steps": None,
+    "enable_progress_bar": None,
+    "enable_model_summary": None,
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+    "deterministic": None,
+    "benchmark": None,
+    "inference_mode": True,
+    "profiler": None,
+    "detect_anomaly": False,
+    "sync_batchnorm": False,
+    "reload_dataloaders_every_n_epochs": 0,
+    "enable_autolog_hparams": True,
+    "model_registry": None,
+}
