@@ -144,10 +144,10 @@ def test_one_failure_in_a_batch_is_that_pictures_alone(here: Path, monkeypatch: 
         photo(here / f"in/{name}.png", mode="L" if name == "b" else "RGB")
     whole = Upscaler.upscale
 
-    def fails_for_grey(self: Upscaler, pictures: Sequence[Picture], *others: Any) -> list[Picture]:
+    def fails_for_grey(self: Upscaler, pictures: Sequence[Picture], *others: Any, **named: Any) -> list[Picture]:
         if any(picture.grey for picture in pictures):
             raise FieldError("precision", "is fp16")
-        return whole(self, pictures, *others)
+        return whole(self, pictures, *others, **named)
 
     monkeypatch.setattr(Upscaler, "upscale", fails_for_grey)
     assert run("--input", "in", "--batch", "3") == 1

@@ -15,6 +15,7 @@ from ldm.config import Config, load_config
 from ldm.inference.settings import PRECISIONS, check_choice
 from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.build import FIRST_STAGE, build_model
+from ldm.models.diffusion.checkpoint import FROZEN
 from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
 from ldm.models.formats.reading import Source, as_given, named, read_state_dict
 from ldm.modules.diffusionmodules.blocks import Downsample
@@ -132,7 +133,8 @@ def _model(config: Config, ckpt: Source) -> LatentDiffusionSRTextWT:
                 f"{named(ckpt)} holds no {name} weights: it is not a checkpoint of StableSR; give one, such as "
                 "stablesr_000117.ckpt or a run's checkpoints/last.ckpt"
             )
-    if all(".spade." in key for key in keys if key.startswith("model.diffusion_model.")):
+    module = all(".spade." in key for key in keys if key.startswith("model.diffusion_model."))
+    if module and FROZEN not in keys:  # a run's own checkpoint names the files that have the rest
         raise FieldError(
             "sd", f"is not given, and {named(ckpt)} holds nothing but what StableSR adds to Stable Diffusion: give both"
         )

@@ -29,6 +29,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from basicsr.utils.errors import FieldError
+from ldm.inference.networks import chosen_device
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
@@ -64,7 +65,7 @@ class Team:
             )
         started_elsewhere = SLURMEnvironment.detect() or TorchElasticEnvironment.detect()
         if count * nodes == 1 and not started_elsewhere:
-            return cls(0, 1, torch.device(("cuda" if gpus else "cpu") if device == "auto" else device))
+            return cls(0, 1, chosen_device(device))
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         fabric = Fabric(
             accelerator="cuda" if gpus else "cpu",

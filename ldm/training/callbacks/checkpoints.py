@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
+from ldm.training.loggers import MetricsFile
 from ldm.training.stop_signals import StopSignals
 
 
@@ -125,12 +126,16 @@ class KeepLast(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # The step's numbers are written before the state that is past them, or a kill in between would cost them; what
-        # Lightning writes after this hook is the same row once more.
+        # The step's row is in the file before the state that is past it, or a kill in between would cost it. Lightning
+        # writes the same row once more after this hook, and to the other loggers then alone.
         batch = trainer.fit_loop.epoch_loop.batch_progress.current
         processed: int = batch.processed  # type: ignore[attr-defined]  # Lightning declares the class's base
         if trainer.training and processed > batch.completed:
-            trainer._logger_connector.update_train_step_metrics()
+            connector, step = trainer._logger_connector, trainer.fit_loop.epoch_loop._batches_that_stepped
+            for logger in trainer.loggers if connector.should_update_logs else []:
+                if isinstance(logger, MetricsFile):
+                    row = {name: float(value) for name, value in connector.metrics["log"].items()}
+                    logger.log_metrics({**row, "epoch": trainer.current_epoch}, step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._saved_step != trainer.global_step:
