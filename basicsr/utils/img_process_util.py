@@ -107,7 +107,7 @@ class USMSharp(nn.Module):
         # Along rows both times: a matrix is quickly transposed, and filtering down its columns takes far longer.
         B, C, H, W = img.shape
         columns = _rows_filtered(img.reshape(B * C * H, W), self.kernel).T.contiguous()
-        return _rows_filtered(columns.view(W * B * C, H), self.kernel).view(W, -1).T.reshape(B, C, H, W)
+        return _rows_filtered(columns.view(W * B * C, H), self.kernel).view(W, -1).T.contiguous().view(B, C, H, W)
 
     def forward(self, img_01: Tensor, weight: float = 0.5, threshold: float = 10.0) -> Tensor:
         """(B, C, H, W) in [0, 1] => the same, sharpened.
