@@ -27,7 +27,7 @@ from ldm.models.diffusion.last_value import LastValue
 from ldm.models.diffusion.looking import Latents, Looking
 from ldm.models.diffusion.process import Process, check_parameterization
 from ldm.models.diffusion.sampling import DEFAULTS, SAMPLERS, Noise, Progress, Sampling, initial_latent, truncated
-from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
+from ldm.models.diffusion.schedule import Schedule, make_betas, respace
 from ldm.models.diffusion.tiling import Denoiser, Tiling, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
 from ldm.modules.ema import LitEma
@@ -64,7 +64,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         loss: the main loss: `TrainingLoss`. Its keys may stand flat, too.
         ckpt_path, ignore_keys: weights to start from (of several the later ones win; null means random ones), and key
             prefixes to leave out.
-        time_replace: how many of the `timesteps` steps to train on, evenly spaced.
+        time_replace: how many of the `timesteps` steps to train on, evenly spaced; 1 is the last one.
         parameterization: what the U-Net predicts: eps, v or x0.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
             unless `keep_text_encoder`. Its weights wait in host memory and are in every saved checkpoint.
@@ -120,8 +120,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self.keep_text_encoder = keep_text_encoder
         self._released_text_tower: StateDict = {}
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
-        kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 2, timesteps)
-        self._register_process(space_timesteps(timesteps, kept))
+        kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 1, timesteps)
+        self._register_process(Sampling(kept).timesteps(timesteps))  # a single step is the last, as in sampling
         options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
         self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)

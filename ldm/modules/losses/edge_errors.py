@@ -1,7 +1,7 @@
-"""What the edge loss weights: how far a predicted picture is from the true one, at every pixel; a class for each formula.
+"""What the edge loss weights: how far a predicted picture is from the true one; a class for each formula.
 
-Each is called with the predicted and the true picture, (B, 3, H, W) in [-1, 1], and returns an error of that shape, 0 or
-more. In the formulas p and g are the two pictures, and nabla is Sobel's derivative (`image_gradients`).
+Each is called with the predicted and the true picture, (B, 3, H, W) in [-1, 1], and returns an error of that shape,
+0 or more. In the formulas p and g are the two pictures, and nabla is Sobel's derivative (`image_gradients`).
 """
 
 from collections.abc import Mapping
