@@ -36,7 +36,7 @@ steps: 2
 seeds: 2
 budget_of: plain
 sampling_steps: 1
-pictures: {train: pictures, validation: pictures, confirm: held_out}
+pictures: {train: pictures, validation: held_out, confirm: held_out}
 arms:
   none: []
   plain: [model.params.edge_loss_weight=auto:0.3]
@@ -48,7 +48,8 @@ questions:
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     write_tiny_run(tmp_path)
-    shutil.copytree(tmp_path / "pictures", tmp_path / "held_out")
+    (tmp_path / "held_out").mkdir()
+    shutil.copy(tmp_path / "pictures/0.png", tmp_path / "held_out")
     (tmp_path / "study.yaml").write_text(TINY)
     monkeypatch.chdir(tmp_path)
     return load_study(Path("study.yaml"))

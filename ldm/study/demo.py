@@ -81,6 +81,7 @@ def demo(config_file: Path, words: Sequence[str] = ()) -> Path:
     if train(["--base", str(config_file), "--logger", "csv", "--no-test", *words]):
         raise UserError("the demo's training did not end: its own message says why")
     (run,) = set(folder.glob(f"*_{config_file.stem}")) - known
+    logging.getLogger("ldm.models").setLevel(logging.WARNING)  # what is read again has been told of
     framed = load_config([config_file], [*words, *_frame_words(config)])
     pairs = [pair_of(framed, seed, torch.device("cpu")) for seed in FRAMES]
     trained = load_config([config_file], [*words, f"model.params.ckpt_path={run / 'checkpoints/last.ckpt'}"])
@@ -140,7 +141,7 @@ def verdict(config: Config, changes: Sequence[Change], count: int) -> str:
     parts = [f"outside chance: {', '.join(clear)}"] if clear else []
     parts += [f"not told apart from chance: {', '.join(unclear)}"] if unclear else []
     return (
-        f"after {config.get('lightning.trainer.max_steps')} steps with the edge loss, on {count} held-out photographs: "
+        f"After {config.get('lightning.trainer.max_steps')} steps with the edge loss, on {count} held-out photographs: "
         f"{'; '.join(each.words for each in changes)}. By {CONFIDENCE} % intervals over photographs, "
         f"{'; '.join(parts)}. Whether the edges did it, or any further training: scripts/edge_experiment.py"
     )

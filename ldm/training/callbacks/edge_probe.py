@@ -28,14 +28,13 @@ class EdgeProbe(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not self.start:  # a resumed run compares with its very beginning
             self.start = self._measure(trainer, pl_module)
+            self._log(trainer, 0, self.start)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         new, self._last_step = step != self._last_step, step  # several batches share a step when gradients accumulate
         if new and self.every and step % self.every == 0 and trainer.is_global_zero:
-            value = self._measure(trainer, pl_module)["loss_edge"]
-            for logger in trainer.loggers:
-                logger.log_metrics({"val/loss_edge_fixed": value}, step=step - 1)  # the step that has just been done
+            self._log(trainer, step, self._measure(trainer, pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.start:
@@ -52,6 +51,11 @@ class EdgeProbe(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start = state_dict["start"]
+
+    def _log(self, trainer: pl.Trainer, step: int, measured: dict[str, float]) -> None:
+        for logger in trainer.loggers if self.every else ():
+            # The row of the step that has just been done, which Lightning counts from 0.
+            logger.log_metrics({"val/loss_edge_fixed": measured["loss_edge"]}, step=max(0, step - 1))
 
     @staticmethod
     def _measure(trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
