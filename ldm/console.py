@@ -28,14 +28,14 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help explains all)")
 
 
-def some_path(word: str) -> Path:
+def path_argument(word: str) -> Path:
     """An argument that is a path. An empty one, as of a variable that is not set, would mean the current folder."""
     if not word:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(word)
 
 
-class AroundBars(logging.Handler):
+class TqdmHandler(logging.Handler):
     """Prints messages above the progress bars, where there are any, on `stream`: standard output or error."""
 
     def __init__(self, stream: str) -> None:
@@ -49,7 +49,7 @@ class AroundBars(logging.Handler):
 
 def configure_logging(*rooms: str, level: int = logging.INFO, stream: str = "stderr") -> None:
     """Messages of these modules or packages are shown from `level` on; of all others, warnings."""
-    logging.basicConfig(format="%(message)s", handlers=[AroundBars(stream)], level=logging.WARNING, force=True)
+    logging.basicConfig(format="%(message)s", handlers=[TqdmHandler(stream)], level=logging.WARNING, force=True)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] in OURS:
             logger.setLevel(logging.NOTSET)

@@ -38,7 +38,7 @@ from basicsr.utils.errors import UserError
 from basicsr.utils.files import write_whole
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config, check_paths, load_config
-from ldm.console import OneLineParser, exit_status, some_path
+from ldm.console import OneLineParser, exit_status, path_argument
 from ldm.evaluation.report.statistics import student_half_width
 from ldm.evaluation.report.summary import write_csv
 from ldm.models import build
@@ -226,7 +226,7 @@ def check_same_settings(args: argparse.Namespace) -> None:
 def main() -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
     parser = OneLineParser("edge_experiment.py", description=__doc__)
-    parser.add_argument("--out", type=some_path, default=Path("logs/edge_experiment"))
+    parser.add_argument("--out", type=path_argument, default=Path("logs/edge_experiment"))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sampling-steps", type=int, default=4, help="DDIM steps of a sample")

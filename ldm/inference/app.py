@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from basicsr.utils.errors import FieldError, UserError
 from ldm.console import OneLineParser
-from ldm.inference.cli import add_model, checkpoint_of, told
+from ldm.inference.cli import add_model, checkpoint_of, error_line
 
 MAX_PIXELS = 4096 * 4096
 MAX_FILE_SIZE = "200mb"
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError("the page needs Gradio: use make app, or pip install 'gradio>=6'") from error
             return serve(args, cache)
     except UserError as error:
-        sys.stderr.write(f"error: {told(error)}\n")
+        sys.stderr.write(f"error: {error_line(error)}\n")
         return 2
 
 

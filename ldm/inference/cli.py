@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from basicsr.utils.errors import FieldError, UserError, closest
 from basicsr.utils.files import OutputError
 from basicsr.utils.img_util import MAX_PIXELS
-from ldm.console import OneLineParser, configure_logging, is_first_process, some_path
+from ldm.console import OneLineParser, configure_logging, is_first_process, path_argument
 from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MAX_FACTOR, MIN_TILE, PRECISIONS, Edges, UpscaleSettings
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:
-        _say(f"error: {told(error)}")
+        _say(f"error: {error_line(error)}")
         return 2
     except KeyboardInterrupt:
         _say("interrupted: finished pictures are kept; the same command goes on with the others")
         return 130
 
 
-def told(error: UserError) -> str:
+def error_line(error: UserError) -> str:
     """An error in the words of a command line: flags in place of fields."""
     if isinstance(error, FieldError):
         return f"--{FLAGS.get(error.field, error.field)} {error.problem}"
@@ -124,9 +124,9 @@ def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
 
 def failures(outcome: "Outcome") -> list[str]:
     """A line for each picture that failed."""
-    told_of = [(task.source, told(error)) for task, error in outcome.failed]
+    failed = [(task.source, error_line(error)) for task, error in outcome.failed]
     # Messages of the reader begin with the path already.
-    return [reason if reason.startswith(str(source)) else f"{source}: {reason}" for source, reason in told_of]
+    return [reason if reason.startswith(str(source)) else f"{source}: {reason}" for source, reason in failed]
 
 
 def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace) -> int:
@@ -180,9 +180,13 @@ def make_parser() -> OneLineParser:
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--input", type=some_path, required=True, metavar="PATH", help="a picture, or a folder of them")
+    add("--input", type=path_argument, required=True, metavar="PATH", help="a picture, or a folder of them")
     add(
-        "--output", type=some_path, default=Path("results"), metavar="FOLDER", help="for the results (default: results)"
+        "--output",
+        type=path_argument,
+        default=Path("results"),
+        metavar="FOLDER",
+        help="for the results (default: results)",
     )
     add("--overwrite", action="store_true", help="redo finished pictures")
     add("--bits", type=int, default=8, metavar="8|16", help="bits per channel of the results, PNG (default: 8)")
@@ -297,7 +301,7 @@ def _add_reference(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--reference",
-        type=some_path,
+        type=path_argument,
         metavar="FOLDER|FILE",
         help="pictures of the same faces, aligned alike, by the inputs' names: results are drawn towards them",
     )

@@ -23,7 +23,7 @@ from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import FieldError, UserError, fields_named
 from basicsr.utils.files import OutputError, write_whole
 from basicsr.utils.img_util import find_pictures, read_rgb_01
-from ldm.console import OneLineParser, configure_logging, some_path
+from ldm.console import OneLineParser, configure_logging, path_argument
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = OneLineParser("edge_maps.py", description=__doc__)
     add = parser.add_argument
-    add("input", type=some_path, metavar="IN", help="folder of pictures, searched with its subfolders")
-    add("output", type=some_path, metavar="OUT", help="folder for the maps; IN itself puts them beside the pictures")
+    add("input", type=path_argument, metavar="IN", help="folder of pictures, searched with its subfolders")
+    add(
+        "output", type=path_argument, metavar="OUT", help="folder for the maps; IN itself puts them beside the pictures"
+    )
     add(
         "--thresholds", choices=("fixed", "median"), default="fixed", help="the same for all pictures, or by its median"
     )

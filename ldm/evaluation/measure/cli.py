@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
-from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, path_argument
 from ldm.evaluation.report.summary import Report
 
 
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     weights = "that network's weights (default: the published file in $TORCH_HOME/hub/checkpoints)"
     add("--lpips_weights", metavar="FILE", default="", help=weights)
     add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
-    add("--out", type=some_path, required=True, metavar="FOLDER", help="the report, new or to go on with")
+    add("--out", type=path_argument, required=True, metavar="FOLDER", help="the report, new or to go on with")
     add("--watch", action="store_true", help="go on with new checkpoints until the runs have ended")
     add("--pause", type=float, default=30, metavar="SECONDS", help="between two looks with --watch (default: 30)")
     return parser.parse_args(argv)

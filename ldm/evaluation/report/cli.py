@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from basicsr.metrics.table import METRICS
 from basicsr.utils.errors import UserError, fields_named
-from ldm.console import OneLineParser, some_path
+from ldm.console import OneLineParser, path_argument
 from ldm.evaluation.report.charts import in_words
 from ldm.evaluation.report.comparison import Comparison, compare_runs, paired
 from ldm.evaluation.report.page import write_page
@@ -18,7 +18,7 @@ from ldm.evaluation.report.summary import CheckpointResult, Report, RunResult, l
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 after bad input."""
     parser = OneLineParser("compare_runs.py", description=__doc__)
-    parser.add_argument("report", type=some_path, help="a folder that scripts/evaluate.py wrote")
+    parser.add_argument("report", type=path_argument, help="a folder that scripts/evaluate.py wrote")
     parser.add_argument("--baseline", metavar="RUN", help="default: the run with the smallest edge_loss_weight")
     at = "last (the newest common step), or a metric such as edge_f1, for each run's best checkpoint by it"
     parser.add_argument("--at", default="last", metavar="WHICH", help=at)
