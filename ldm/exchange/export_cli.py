@@ -10,11 +10,10 @@ scheduler/ as diffusers loads them, and stablesr/ with the rest. webui: the modu
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from basicsr.utils.errors import FieldError
-from ldm.console import OneLineParser, configure_logging, exit_status, path_argument
+from ldm.console import OneLineParser, configure_logging, exit_status, path_argument, say
 
 FORMS = ("safetensors", "diffusers", "hub-folder", "webui")
 
@@ -45,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     options = Options(args.format, args.dtype, args.ema, args.trained_only, tuple(args.without))
     card = model_card(args.target.name, weights.facts, report, args.push or "OWNER/NAME")
     for file in write(weights, options, args.target, card):
-        sys.stdout.write(f"{file}: {file.stat().st_size / 1e6:.2f} MB\n")
+        say(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
     if args.push:
-        sys.stdout.write(f"{hub.push(args.target, args.push, private=args.private)}\n")
+        say(hub.push(args.target, args.push, private=args.private))
     return 0
 
 

@@ -15,13 +15,23 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from basicsr.utils.errors import FieldError, UserError, closest
 from basicsr.utils.files import OutputError
 from basicsr.utils.img_util import MAX_PIXELS
-from ldm.console import OneLineParser, configure_logging, is_first_process, path_argument
+from ldm.console import (
+    INTERRUPTED,
+    OneLineParser,
+    configure_logging,
+    is_first_process,
+    path_argument,
+    say,
+    say_error,
+    tell,
+)
 from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MAX_FACTOR, MIN_TILE, PRECISIONS, Edges, UpscaleSettings
 
 if TYPE_CHECKING:
@@ -38,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:
-        _say(f"error: {error_line(error)}")
-        return 2
+        return say_error(error_line(error))
     except KeyboardInterrupt:
-        _say("interrupted: finished pictures are kept; the same command goes on with the others")
-        return 130
+        return tell(
+            "interrupted: finished pictures are kept; the same command goes on with the others", status=INTERRUPTED
+        )
 
 
 def error_line(error: UserError) -> str:
@@ -88,13 +98,16 @@ def run(args: argparse.Namespace) -> int:
     check_names(tasks, options)
     team = Team.of(args.devices, device=args.device)
     device = str(team.device) if team.size > 1 else args.device
-    config, ckpt, defaults = choose(args.base, checkpoint_of(args), args.variant)
+    config, ckpt, defaults = team.together(lambda: choose(args.base, checkpoint_of(args), args.variant))
     settings = replace(defaults, **given)
-    upscaler = Upscaler.from_checkpoint(
-        config, ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=device, precision=args.precision
+    upscaler = team.together(
+        lambda: Upscaler.from_checkpoint(
+            config, ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=device, precision=args.precision
+        )
     )
     options = replace(options, edges_told=args.save_edges and upscaler.networks.model.edge_condition is not None)
-    outcome = upscale_files(upscaler, team.share(tasks), options, progress_bars if team.first else no_progress)
+    progress = partial(progress_bars, processes=team.size) if team.first else no_progress
+    outcome = upscale_files(upscaler, team.share(tasks), options, progress)
     parts = team.gathered((len(outcome.finished), len(outcome.skipped), failures(outcome)))
     return report(parts, args) if team.first else 0
 
@@ -134,7 +147,7 @@ def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace
     finished, skipped = sum(done for done, _, _ in parts), sum(left for _, left, _ in parts)
     failed = [line for _, _, lines in parts for line in lines]
     for line in failed:
-        _say(f"error: {line}")
+        say("error: " + line.replace("\n", r"\n"), sys.stderr)
     counts = [
         f"{finished} upscaled",
         f"{skipped} skipped, finished before (--overwrite)",
@@ -142,26 +155,31 @@ def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace
     ]
     said = [words for words in counts if not words.startswith("0")] or counts[:1]
     if len(failed) != 1 or args.input.is_dir():
-        sys.stdout.write(f"{', '.join(said)}; results: {args.output}\n")
+        say(f"{', '.join(said)}; results: {args.output}")
     if not failed:
         return 0
     return 1 if finished or skipped else 2
 
 
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+def progress_bars(name: str, parts: Iterable[Any], processes: int = 1) -> Iterable[Any]:
+    """One progress bar over the pictures, and below it one over what is done with the present one.
 
-
-def progress_bars(name: str, parts: Iterable[Any]) -> Iterable[Any]:
-    """One progress bar over the pictures, and below it one over what is done with the present one."""
+    Of several processes this one shows it, and takes the others to be as quick.
+    """
     from tqdm import tqdm
 
     parts = list(parts)
     whole = name == "pictures"
     # A single picture needs no bar of its own. Where the output is no terminal there are none.
-    hidden = True if whole and len(parts) == 1 else None
+    hidden = True if whole and len(parts) * processes == 1 else None
     bar: Iterable[Any] = tqdm(
-        parts, desc=name, leave=False, position=0 if whole else 1, disable=hidden, dynamic_ncols=True
+        parts,
+        desc=name,
+        leave=False,
+        position=0 if whole else 1,
+        disable=hidden,
+        dynamic_ncols=True,
+        unit_scale=processes if whole and processes > 1 else False,
     )
     return bar
 

@@ -71,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
     team = Team.of(args.devices, args.nodes, args.device)
     if not team.first:
         logging.disable(logging.WARNING)
-    networks = Networks.load(base, ckpt, None, str(team.device), args.precision)
+    networks = team.together(lambda: Networks.load(base, ckpt, None, str(team.device), args.precision))
     settings = _settings(config, networks, args)
-    _check_former(args.output / SUMMARY, settings)
+    team.together(lambda: _check_former(args.output / SUMMARY, settings))
     if team.first:
         _write(args.output, settings)
     started = time.monotonic()

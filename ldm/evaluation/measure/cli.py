@@ -9,13 +9,12 @@ again: a command that was stopped is simply given again. scripts/compare_runs.py
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
-from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, path_argument
+from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, path_argument, say
 from ldm.evaluation.report.summary import Report
 
 
@@ -85,4 +84,4 @@ def tell(report: Report) -> None:
     """Say where the results are."""
     counted = sum(len(checkpoint.pictures) for run in report.runs for checkpoint in run.checkpoints)
     page, restored = report.folder / "report.html", report.folder / "restored"
-    sys.stdout.write(f"{counted} results: {page}, results.csv, checkpoints.csv, {restored}\n")
+    say(f"{counted} results: {page}, results.csv, checkpoints.csv, {restored}")

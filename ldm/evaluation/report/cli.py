@@ -3,12 +3,11 @@
 python scripts/compare_runs.py reports/NAME [--baseline RUN] [--at last|METRIC]
 """
 
-import sys
 from collections.abc import Sequence
 
 from basicsr.metrics.table import METRICS
 from basicsr.utils.errors import UserError, fields_named
-from ldm.console import OneLineParser, path_argument
+from ldm.console import OneLineParser, path_argument, say, say_error
 from ldm.evaluation.report.charts import in_words
 from ldm.evaluation.report.comparison import Comparison, compare_runs, paired
 from ldm.evaluation.report.page import write_page
@@ -29,9 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             comparison = compare_runs(report, args.baseline, args.at)
             page = write_page(report, comparison)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write("\n".join([*table(report, comparison), f"page: {page}"]).lstrip() + "\n")
+        return say_error(str(error))
+    say("\n".join([*table(report, comparison), f"page: {page}"]).lstrip())
     return 0
 
 
