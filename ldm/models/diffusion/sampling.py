@@ -174,8 +174,8 @@ class Known:
     def reached(self, x: Tensor, abar: float, x_0: Tensor) -> Tensor:
         """Where the probability flow leads from x, which is here, to `abar`, if the clean latent is x_0 all the way.
 
-        sigma_t / sigma_s x - alpha_t (e^-h - 1) x_0 (Lu et al. 2022, DPM-Solver++, section 4), written without h: a step
-        of DDIM. The exact solution has x_0's mean over the way, in lambda and weighted by e^lambda.
+        sigma_t / sigma_s x - alpha_t (e^-h - 1) x_0 (Lu et al. 2022, DPM-Solver++, section 4), written without h:
+        DDIM's step. The exact solution has x_0's mean over the way, in lambda and weighted by e^lambda.
         """
         ratio = math.sqrt((1 - abar) / (1 - self.abar))
         return ratio * x + (math.sqrt(abar) - ratio * math.sqrt(self.abar)) * x_0
