@@ -19,7 +19,7 @@ from pathlib import Path
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
-from ldm.console import OneLineParser, configure_logging, exit_status, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, path_argument
 from ldm.study.plan import load_study
 from ldm.study.report import write_report
 from ldm.study.sitting import Sharing, sit
@@ -29,8 +29,8 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = OneLineParser("edge_experiment.py", description=__doc__)
     add = parser.add_argument
-    add("study", type=some_path, help="a YAML in configs/demo/edge_experiment/")
-    add("--out", type=some_path, help="where results lie (default: logs/edge_experiment/NAME)")
+    add("study", type=path_argument, help="a YAML in configs/demo/edge_experiment/")
+    add("--out", type=path_argument, help="where results lie (default: logs/edge_experiment/NAME)")
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add("--devices", default="", metavar="0,1", help="CUDA devices, a job each in turn")
     add("--share", type=share, default=(1, 1), metavar="K/N", help="this machine's part of the runs")

@@ -212,7 +212,7 @@ def defaults_are_immutable(root: Path) -> list[str]:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             for default in filter(None, [*node.args.defaults, *node.args.kw_defaults]):
                 made = isinstance(default, ast.Call) and isinstance(default.func, ast.Name)
-                if isinstance(default, literals) or (made and default.func.id in ("list", "dict", "set")):  # type: ignore[attr-defined]
+                if isinstance(default, literals) or (made and default.func.id in ("list", "dict", "set")):  # type: ignore[attr-defined]  # made says that it is a Name
                     wrong.append(f"{where} has the default {ast.unparse(default)}")
     return wrong
 

@@ -269,7 +269,7 @@ def test_mistakes_that_show_later_get_one_line_too(
 def test_a_spoilt_checkpoint(here: Path, capsys: pytest.CaptureFixture[str], spoil: object, line: str) -> None:
     assert train("--max_steps", "1") == 0
     run = only_run(here)
-    spoil(run / "checkpoints" / "last.ckpt")  # type: ignore[operator]
+    spoil(run / "checkpoints" / "last.ckpt")  # type: ignore[operator]  # one of several functions, as parametrised
     capsys.readouterr()
     assert main(["--resume", str(run), "--max_steps", "2"]) == 2
     assert line in capsys.readouterr().err

@@ -49,7 +49,7 @@ def yaml_callbacks(config: Config) -> list[Callback]:
     """
     callbacks: list[Callback] = []
     for name, block in config.get("lightning.callbacks", {}).items():
-        with fields_named(lambda field, name=name: f"lightning.callbacks.{name}.params.{field}"):  # type: ignore[misc]
+        with fields_named(lambda field, name=name: f"lightning.callbacks.{name}.params.{field}"):  # type: ignore[misc]  # mypy infers no lambda with a default
             callback = instantiate_from_config(block)
         if not isinstance(callback, Callback):
             raise UserError(f"lightning.callbacks.{name}: {callback!r} is not a callback of Lightning's")

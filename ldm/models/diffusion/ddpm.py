@@ -211,7 +211,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         """Encode the one prompt of training, then let the text tower go."""
         self.contexts([self.prompt])
         if not self.keep_text_encoder:
-            weights = {f"cond_stage_model.{name}": value for name, value in self.text.let_go().items()}
+            weights = {f"cond_stage_model.{name}": value for name, value in self.text.release().items()}
             self._released_text_tower |= weights
             self.cond_stage_model = None
 
