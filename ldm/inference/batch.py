@@ -1,6 +1,7 @@
 """How many tiles go through the networks at once, where nobody says it."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -20,8 +21,8 @@ def fitting_batch(networks: Networks, tile: int | None, conditions: int) -> int:
     """
     if tile is None:
         return 1
-    weights = next(networks.model.model.parameters())
-    width: int = networks.model.model.diffusion_model.model_channels
+    unet: Any = networks.model.model.diffusion_model
+    weights, width = next(unet.parameters()), unet.model_channels
     needed = tile**2 * width * FLOATS * weights.element_size() * conditions
     usable = min(_free(networks.device) / 2, CPU_BYTES if networks.device.type == "cpu" else float("inf"))
     return max(1, min(int(usable / needed), MOST.get(networks.device.type, 1)))

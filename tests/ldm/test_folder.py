@@ -13,7 +13,8 @@ from reference.models import stage1
 from skimage import data
 
 from basicsr.utils.errors import UserError
-from basicsr.utils.files import OutputError
+from basicsr.utils.files import OutputError, write_whole
+from basicsr.utils.img_util import read_picture
 from ldm.inference import folder
 from ldm.inference.folder import FileOptions, list_tasks, read_ahead, upscale_files
 from ldm.inference.networks import Networks
@@ -54,17 +55,17 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed(
 ) -> None:
     # Each waits for the other: where they took turns, the barriers would break.
     read_b, wrote_a = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
-    read, write, samples = folder.read_picture, folder.write_whole, list[int]()
+    samples: list[int] = []
 
     def reading(file: Path, *limits: int) -> Any:
         if file.name == "b.png":
             read_b.wait()
-        return read(file, *limits)
+        return read_picture(file, *limits)
 
     def writing(file: Path, content: bytes) -> None:
         if file.name == "a.png":
             wrote_a.wait()
-        write(file, content)
+        write_whole(file, content)
 
     def progress(name: str, parts: Iterable[Any]) -> Iterable[Any]:
         if name == "sampling":
@@ -82,11 +83,11 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed(
 def test_ctrl_c_waits_for_what_is_being_written(
     upscaler: Upscaler, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted, write = threading.Event(), folder.write_whole
+    interrupted = threading.Event()
 
     def late(file: Path, content: bytes) -> None:
         assert interrupted.wait(60)
-        write(file, content)
+        write_whole(file, content)
 
     def progress(name: str, parts: Iterable[Any]) -> Iterator[Any]:
         samples.append(name == "sampling")
@@ -100,7 +101,7 @@ def test_ctrl_c_waits_for_what_is_being_written(
     with pytest.raises(KeyboardInterrupt):
         run(upscaler, pictures, progress)
     assert written(pictures) == ["a.png"]
-    monkeypatch.setattr(folder, "write_whole", write)
+    monkeypatch.setattr(folder, "write_whole", write_whole)
     outcome = run(upscaler, pictures)
     assert [task.source.name for task in outcome.skipped] == ["a.png"]
     assert [task.source.name for task in outcome.finished] == ["b.png", "c.png"]
