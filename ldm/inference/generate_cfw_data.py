@@ -14,8 +14,8 @@ CFW then learns to mend that sampler's faults, so upscale with the same steps an
 import argparse
 from collections.abc import Sequence
 
-from ldm.console import OneLineParser, configure_logging, exit_status, some_path
-from ldm.inference.settings import PRECISIONS
+from ldm.console import OneLineParser, configure_logging, exit_status, path_argument
+from ldm.inference.settings import PRECISION_CHOICES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def make_parser() -> OneLineParser:
     add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
     add("--ckpt", metavar="FILE", help="the stage-1 checkpoint: .ckpt or .safetensors")
     add("--input", nargs="+", required=True, metavar="FOLDER", help="folders of good pictures, searched recursively")
-    add("--output", type=some_path, required=True, metavar="FOLDER", help="where inputs, gts, latents, samples go")
+    add("--output", type=path_argument, required=True, metavar="FOLDER", help="where inputs, gts, latents, samples go")
     add(
         "--repeats",
         type=int,
@@ -50,10 +50,10 @@ def make_parser() -> OneLineParser:
         help="samples of each picture, each cropped and degraded anew (1)",
     )
     add("--steps", type=int, default=200, metavar="N", help="sampling steps (200)")
-    add("--sampler", default="ddpm", metavar="NAME", help="ddpm (ancestral) or ddim (ddpm)")
+    add("--sampler", default="ddpm", metavar="NAME", help="ddpm (ancestral), ddim, dpmpp or unipc (ddpm)")
     add("--seed", type=int, default=23, metavar="N", help="same seed, same files (23)")
     add("--batch", type=int, default=16, metavar="N", help="samples at once; halved where memory does not suffice (16)")
-    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {', '.join(PRECISIONS)} (fp32)")
+    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {', '.join(PRECISION_CHOICES)} (fp32)")
     add(
         "--devices", type=_devices, default="auto", metavar="auto|N", help="processes on this machine, one a GPU (auto)"
     )
