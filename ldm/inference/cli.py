@@ -232,7 +232,8 @@ def add_model(group: argparse._ArgumentGroup) -> None:
     add("--sd", metavar="FILE", help="Stable Diffusion 2.1, or a model tuned from it, where --ckpt is a module alone")
     add("--variant", metavar="NAME", help="without --base: 512, 768v or turbo, where a checkpoint may be any of them")
     add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), or the layers of CFW alone")
-    add("--precision", default="fp32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: fp32)")
+    choices = f"{', '.join(PRECISIONS)}, or auto: what the device does well"
+    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {choices} (default: fp32)")
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
 
 
@@ -252,7 +253,11 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         f"{DEMO_DEFAULTS.upscale})",
     )
     add("--steps", type=int, metavar="N", help=f"sampling steps; the turbo checkpoint needs 4 {default('steps')}")
-    add("--sampler", metavar="NAME", help=f"ddpm or ddim {default('sampler')}")
+    add(
+        "--sampler",
+        metavar="NAME",
+        help=f"ddpm, ddim, or dpmpp or unipc for few steps {default('sampler')}",
+    )
     add("--eta", type=float, metavar="X", help="DDIM's noise, 0 (none, the default) to 1 (as much as DDPM)")
     add(
         "--start_t",
@@ -273,7 +278,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--tile",
-        type=_tile,
+        type=_number_or_word,
         metavar="auto|none|N",
         help=f"side of the tiles, pixels of the result, {MIN_TILE} or more; smaller needs less memory. auto (the "
         "default) is the size that the model was trained at; none takes the whole picture at once",
@@ -281,9 +286,9 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     add("--tile_overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (default: a third)")
     add(
         "--batch",
-        type=int,
-        metavar="N",
-        help=f"tiles, or small pictures, that go through the network at once {default('batch')}",
+        type=_number_or_word,
+        metavar="auto|N",
+        help=f"tiles, or small pictures, that go through the network at once; auto: as many as fit {default('batch')}",
     )
     add("--seed", type=int, metavar="N", help=f"same seed, same result {default('seed')}")
 
@@ -335,5 +340,5 @@ def _add_reference(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _tile(word: str) -> int | str:
+def _number_or_word(word: str) -> int | str:
     return int(word) if word.lstrip("-").isdecimal() else word

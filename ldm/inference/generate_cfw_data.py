@@ -30,7 +30,7 @@ from ldm.config import Config, load_config
 from ldm.console import OneLineParser, configure_logging, exit_status, path_argument
 from ldm.inference.cfw_data import Degraded, SampleWriter, list_jobs, split
 from ldm.inference.networks import Networks, demo_files
-from ldm.inference.settings import PRECISIONS
+from ldm.inference.settings import PRECISION_CHOICES
 from ldm.inference.sharing import Team
 from ldm.models.diffusion.sampling import Sampling
 
@@ -120,7 +120,8 @@ def _make(dataset: Degraded, writer: SampleWriter, team: Team, args: argparse.Na
 def _settings(config: Config, networks: Networks, args: argparse.Namespace) -> dict[str, Any]:
     """All that decides what a sample of a given name holds."""
     recipe = [config.get(key) for key in ("degradation", "sf", "model.params.use_usm", "data.params.train")]
-    options = {name: getattr(args, name) for name in ("steps", "sampler", "seed", "precision")}
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("steps", "sampler", "seed")}
+    options["precision"] = networks.precision  # what auto came to
     return options | {"weights": networks.identity, "degradation": digest(json.dumps(recipe, sort_keys=True))}
 
 
@@ -158,10 +159,10 @@ def make_parser() -> OneLineParser:
         help="samples of each picture, each cropped and degraded anew (1)",
     )
     add("--steps", type=int, default=200, metavar="N", help="sampling steps (200)")
-    add("--sampler", default="ddpm", metavar="NAME", help="ddpm (ancestral) or ddim (ddpm)")
+    add("--sampler", default="ddpm", metavar="NAME", help="ddpm (ancestral), ddim, dpmpp or unipc (ddpm)")
     add("--seed", type=int, default=23, metavar="N", help="same seed, same files (23)")
     add("--batch", type=int, default=16, metavar="N", help="samples at once; halved where memory does not suffice (16)")
-    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {', '.join(PRECISIONS)} (fp32)")
+    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {', '.join(PRECISION_CHOICES)} (fp32)")
     add(
         "--devices", type=_devices, default="auto", metavar="auto|N", help="processes on this machine, one a GPU (auto)"
     )
