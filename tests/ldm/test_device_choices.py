@@ -79,4 +79,4 @@ def test_the_free_memory_is_known_and_what_is_said_is_taken(networks: Networks) 
     assert 1 <= Upscaler(networks, UpscaleSettings(tile=64, batch="auto")).batch <= MOST["cpu"]
     assert Upscaler(networks, UpscaleSettings(tile="none", batch="auto")).batch == 1
     with pytest.raises(FieldError, match="batch is 'all': give auto or a whole number"):
-        UpscaleSettings(batch="all")  # type: ignore[arg-type]
+        UpscaleSettings(batch="all")  # type: ignore[arg-type]  # wrong on purpose
