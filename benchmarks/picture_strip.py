@@ -26,7 +26,7 @@ from basicsr.utils.files import write_whole
 from basicsr.utils.grid import labelled_grid
 from basicsr.utils.img_util import read_rgb_01
 from basicsr.utils.ranges import to_pm1
-from ldm.console import OneLineParser, exit_status, some_path
+from ldm.console import OneLineParser, exit_status, path_argument
 from ldm.inference.pipeline import Upscaler
 from ldm.inference.settings import DEMO_DEFAULTS
 
@@ -109,15 +109,15 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     parser = OneLineParser("picture_strip.py", description=__doc__)
     add = parser.add_argument
-    add("true", type=some_path, metavar="TRUE", help="true pictures, not trained on")
-    add("lq", type=some_path, metavar="LQ", help="degraded ones, smaller by a whole factor")
+    add("true", type=path_argument, metavar="TRUE", help="true pictures, not trained on")
+    add("lq", type=path_argument, metavar="LQ", help="degraded ones, smaller by a whole factor")
     add("--also", action="append", default=[], metavar="NAME=FOLDER", help="one more column, restored elsewhere")
     add("--base", help="config (default: the demo's)")
     add("--ckpt", help="checkpoint (default: the demo's)")
     add("--rows", type=int, default=ROWS, help=f"photographs, by name (default: {ROWS})")
     add("--side", type=int, default=176, help="pixels of a crop (default: 176)")
     add("--bytes", type=int, default=1_000_000, help="at most (default: 1000000)")
-    add("--output", type=some_path, default=Path("results/strip.jpg"))
+    add("--output", type=path_argument, default=Path("results/strip.jpg"))
     return exit_status(lambda: strip(parser.parse_args()), interrupted="stopped")
 
 
