@@ -70,8 +70,6 @@ def versions(
             raise TypeError(f"{label}: a tensor was expected")
         found[label] = result
     for label, files in folders.items():
-        if name not in files:
-            raise UserError(f"--also {label}: there is no picture called {name}")
         found[label] = read(files[name])
     return {**found, "truth": gt_01}
 
@@ -84,6 +82,8 @@ def strip(args: argparse.Namespace) -> int:
         raise UserError(f"{args.true} and {args.lq} have no picture of the same name")
     also = (word.partition("=") for word in args.also)
     folders = {label: by_name("also", Path(folder)) for label, _, folder in also}
+    for label, name in ((label, name) for label, files in folders.items() for name in names if name not in files):
+        raise UserError(f"--also {label}: there is no picture called {name}")
     settings = {f"ours, {steps} step{'s' * (steps > 1)}": replace(DEMO_DEFAULTS, steps=steps) for steps in STEPS}
     first = Upscaler.from_checkpoint(args.base, args.ckpt)
     upscalers = {label: Upscaler(first.networks, each) for label, each in settings.items()}

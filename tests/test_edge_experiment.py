@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_run import write_tiny_run
 
@@ -23,7 +24,7 @@ from ldm.study.plan import CONFIRM, VALIDATION, Study, load_study
 from ldm.study.report import difference, write_report
 from ldm.study.results import METRICS, STEPS, TIME, Evaluation, RunResult, read_results, write_result
 from ldm.study.sitting import Sharing, missing_runs, seconds_per_step
-from ldm.study.train import stops_of
+from ldm.study.train import pooled, stops_of
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted(path for path in (ROOT / "configs/demo/edge_experiment").glob("*.yaml") if path.stem != "none")
@@ -214,6 +215,18 @@ def test_held_out_pictures_are_looked_at_once(study: Study, tmp_path: Path) -> N
         write_report(study, tmp_path, confirm=["none"])
     with pytest.raises(UserError, match="'plein' is not an arm; did you mean 'plain'"):
         write_report(study, tmp_path / "other", confirm=["plein"])
+
+
+def test_edges_of_all_frames_are_pooled() -> None:
+    empty, line, noise = np.zeros((3, 16, 16), bool)
+    line[:, 5], noise[8, 9] = True, True
+    assert pooled([(line, line), (empty, empty)]) == {"edge_f1": 1, "false_edges": 0}
+    # A false pixel in an empty frame is one of 17: as a mean over frames F1 would fall to a half.
+    found = pooled([(line, line), (noise, empty)])
+    assert found["false_edges"] == pytest.approx(1 / 17) and found["edge_f1"] == pytest.approx(2 * 16 / 17 / (33 / 17))
+    bottom, top = np.zeros((2, 16, 16), bool)
+    bottom[15], top[0] = True, True
+    assert pooled([(bottom, empty), (empty, top)])["edge_f1"] == 0  # neighbours in the pile only
 
 
 # What the edge loss costs

@@ -30,15 +30,28 @@ def run(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]
 
 
 def test_the_strip_has_every_column_and_is_small(here: Path) -> None:
-    words = ["true", "lq", "--also", "theirs=theirs", "--side", "48", "--bytes", "60000", "--output", "strip.jpg"]
+    words = [
+        "true",
+        "lq",
+        "--also",
+        "theirs=theirs",
+        "--side",
+        "48",
+        "--rows",
+        "1",
+        "--bytes",
+        "60000",
+        "--output",
+        "strip.jpg",
+    ]
     done = run("picture_strip.py", *words, cwd=here)
     assert done.returncode == 0, done.stderr
     assert (here / "strip.jpg").stat().st_size <= 60_000
     with Image.open(here / "strip.jpg") as strip:
-        assert strip.width == 7 * (192 + 4) + 4 and strip.height == 2 * (192 + 4) + 26  # crops are shown four times
-    (here / "theirs" / "b.png").unlink()
+        assert strip.width == 7 * (192 + 4) + 4 and strip.height == (192 + 4) + 26  # crops are shown four times
+    (here / "theirs" / "a.png").unlink()
     done = run("picture_strip.py", *words, cwd=here)
-    assert done.returncode == 2 and "there is no picture called b" in done.stderr and done.stderr.count("error:") == 1
+    assert done.returncode == 2 and "there is no picture called a" in done.stderr and done.stderr.count("error:") == 1
 
 
 def test_real_esrgan_says_what_it_needs(here: Path) -> None:

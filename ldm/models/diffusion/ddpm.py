@@ -139,8 +139,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self._freeze(unfrozen_diff)
         self.model_ema = LitEma(self.model) if use_ema else None
         self._frozen = FrozenParts(ckpt_path) if save_trainable_only else None
-        own_weights = (first_stage_config.get("params") or {}).get("ckpt_path")
-        self._load(ckpt_path, ignore_keys, has_own_weights=own_weights is not None)
+        self._load(ckpt_path, ignore_keys, first_stage_config.get("params") or {})
         self.train()
         if self.use_edge_loss:
             log.info("Edge loss enabled with weight: %s", weight)
@@ -163,7 +162,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             module.requires_grad_(True)
 
     def _load(
-        self, ckpt_path: str | Sequence[str] | None, ignore_keys: Sequence[str], *, has_own_weights: bool
+        self, ckpt_path: str | Sequence[str] | None, ignore_keys: Sequence[str], first_stage: Mapping[str, Any]
     ) -> None:
         if ckpt_path is None:
             log.warning("model.params.ckpt_path is null: the U-Net starts from random weights")
@@ -173,7 +172,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
         # The schedule is the config's; a checkpoint trained with another number of steps may start this one.
         def select(state: StateDict) -> StateDict:
-            state = with_own_part(state, self.state_dict(), FIRST_STAGE) if has_own_weights else state
+            if first_stage.get("ckpt_path") is not None:
+                state = with_own_part(state, self.state_dict(), FIRST_STAGE)
             return self.structure.zero_start(state, ignore_keys) | vars(self.schedule)
 
         report = load_checkpoint(self, ckpt_path, ignore_keys, select, may_be_new)
