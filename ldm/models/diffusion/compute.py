@@ -33,6 +33,7 @@ class Compute:
         that is not possible the training says so and goes on without.
     fused_adamw: one pass over weights and moments instead of several; the last bits of the weights differ from those of
         the published optimiser, which `false` brings back.
+    tf32: products of float32 on the tensor cores of newer NVIDIA GPUs, with 10 bits of mantissa for 23.
     draws_per_pair: k draws of timestep and noise for each encoded pair: the U-Net's batch is k times the pairs'.
 
     Raises:
@@ -43,13 +44,14 @@ class Compute:
     channels_last: bool = False
     compile: bool = False
     fused_adamw: bool = True
+    tf32: bool = False
     draws_per_pair: int = 1
 
     def __post_init__(self) -> None:
         if self.frozen_dtype is not None and self.frozen_dtype not in DTYPES:
             raise checks.unknown("frozen_dtype", str(self.frozen_dtype), tuple(DTYPES))
         checks.whole_number("draws_per_pair", self.draws_per_pair, 1)
-        for name in ("channels_last", "compile", "fused_adamw"):
+        for name in ("channels_last", "compile", "fused_adamw", "tf32"):
             checks.switch(name, getattr(self, name))
 
     def prepare(self, networks: Sequence[nn.Module], entries: Sequence[tuple[nn.Module, str]]) -> None:
@@ -57,6 +59,9 @@ class Compute:
 
         entries: the methods by which networks are called.
         """
+        if self.tf32:
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
         for network in networks:
             if self.channels_last:
                 lay_out(network)
