@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from basicsr.utils.errors import FieldError, UserError
-from ldm.console import OneLineParser
-from ldm.inference.cli import add_model, checkpoint_of, told
+from ldm.console import OneLineParser, say_error
+from ldm.inference.cli import add_model, checkpoint_of, error_line
 
 MAX_PIXELS = 4096 * 4096
 MAX_FILE_SIZE = "200mb"
@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError("the page needs Gradio: use make app, or pip install 'gradio>=6'") from error
             return serve(args, cache)
     except UserError as error:
-        sys.stderr.write(f"error: {told(error)}\n")
-        return 2
+        return say_error(error_line(error))
 
 
 def serve(args: argparse.Namespace, cache: Path) -> int:

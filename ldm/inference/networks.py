@@ -17,7 +17,7 @@ from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.build import FIRST_STAGE, build_model
 from ldm.models.diffusion.checkpoint import FROZEN
 from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
-from ldm.models.formats.reading import Source, as_given, named, read_state_dict
+from ldm.models.formats.reading import Source, config_value, named, read_state_dict
 from ldm.modules.diffusionmodules.blocks import Downsample
 from ldm.util import get_obj_from_str
 
@@ -97,7 +97,7 @@ class Networks:
         networks: tuple[nn.Module, ...] = (model.model, model.structcond_stage_model)
         for network in networks:
             # Channels last: the layout that convolutions are fastest in, on both kinds of device.
-            network.to(device=where, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(device=where, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack this combination
         model.first_stage_model.to(where)
         frame = config.get("degradation.gt_size") or model.first_stage_model.config.resolution
         return cls(model, cfw, frame, where)
@@ -148,7 +148,7 @@ def _cfw(config: Config, ckpt: Source, cfw_ckpt: str | Path) -> AutoencoderKLRes
     if all("fusion_layer" in key for key in read_state_dict(cfw_ckpt, values=False)):
         # CFW is trained with the autoencoder of stage 1 as it is.
         inside = any(key.startswith(FIRST_STAGE) for key in read_state_dict(ckpt, values=False))
-        first_stage = as_given(ckpt) if inside else params.get("ckpt_path")
+        first_stage = config_value(ckpt) if inside else params.get("ckpt_path")
         files = [*([first_stage] if isinstance(first_stage, str) else first_stage or []), *files]
     return AutoencoderKLResi(
         params.get("ddconfig", {}), {"target": "torch.nn.Identity"}, params.get("embed_dim", 4), ckpt_path=files

@@ -139,7 +139,7 @@ class Upscaler:
         """
         if isinstance(picture, Tensor) and picture.ndim == 4 and len(picture):
             several = [self(each, progress, edges=edges, reference=reference) for each in picture]
-            return torch.stack(several)  # type: ignore[arg-type]
+            return torch.stack(several)  # type: ignore[arg-type]  # a tensor for each tensor
         given, back = to_picture(picture)
         drawn = None if edges is None else [to_picture(edges)[0]]
         references = None if reference is None else [to_picture(reference)[0]]
@@ -189,7 +189,7 @@ class Upscaler:
         """
         height, width = self.canvas_size(pictures[0])
         advice = self._advice(len(pictures))
-        with explained_out_of_memory(f"for a result of {width} x {height} pixels; {advice}"):
+        with friendly_memory_errors(f"for a result of {width} x {height} pixels; {advice}"):
             rngs = [torch_rng("cpu", "upscale", self.settings.seed) for _ in pictures]
             vae = TiledAutoencoder(
                 self.networks.model.first_stage_model,
@@ -352,7 +352,7 @@ def _memory() -> float:
 
 
 @contextmanager
-def explained_out_of_memory(where: str) -> Iterator[None]:
+def friendly_memory_errors(where: str) -> Iterator[None]:
     """Raise NotEnoughMemoryError in place of whatever says that memory does not suffice, on a GPU or not."""
     try:
         yield

@@ -14,7 +14,8 @@ HIDDEN_CHANNELS = 128
 class SPADE(nn.Module):
     """norm(x) * (1 + gamma) + beta, with gamma and beta convolved from a structure feature (StableSR, equation 3).
 
-    x is (B, C, h, w); the feature (B, S, h, w) is looked up in `struct_cond` under x's width, `str(w)`.
+    x is (k B, C, h, w); the feature (B, S, h, w) is looked up in `struct_cond` under x's width, `str(w)`. Where k is
+    not 1, as under guidance, gamma and beta are the same for each B of x and computed once.
     """
 
     def __init__(self, channels: int, structure_channels: int) -> None:
@@ -36,4 +37,6 @@ class SPADE(nn.Module):
             # The first SPADE's, below which nothing is trained. PyTorch's group norm on the CPU crashes in the backward
             # pass of a channels_last input that takes no gradient (2.13).
             x = x.contiguous()
-        return self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+        gamma, beta = self.mlp_gamma(hidden), self.mlp_beta(hidden)
+        groups = self.param_free_norm(x).unflatten(0, (-1, len(hidden)))
+        return (groups * (1 + gamma) + beta).flatten(0, 1)
