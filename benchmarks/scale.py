@@ -58,7 +58,7 @@ class Counts:
     autoencoder_flops: float  # encoding and decoding
     activations: int  # numbers kept for the backward pass
 
-    def trained(self, unfrozen: bool) -> int:
+    def trained(self, *, unfrozen: bool) -> int:
         """Parameters with a gradient."""
         return (self.unet if unfrozen else self.spade) + self.structure
 
@@ -125,7 +125,7 @@ def count() -> Counts:
 
 def memory(c: Counts, strategy: str, devices: int, *, unfrozen: bool) -> float:
     """Bytes of a device in 32-bit training: weights, gradients, AdamW's two moments, buffers; no activations."""
-    trained, split = c.trained(unfrozen), c.unet + c.structure
+    trained, split = c.trained(unfrozen=unfrozen), c.unet + c.structure
     if strategy == "ddp":  # gradients a second time, in the buckets that travel
         return FULL * (split + c.autoencoder + 4 * trained)
     if strategy == "deepspeed":  # ZeRO-2: bf16 weights and gradients, 32-bit weights and moments; these split
@@ -135,7 +135,7 @@ def memory(c: Counts, strategy: str, devices: int, *, unfrozen: bool) -> float:
 
 def traffic(c: Counts, strategy: str, devices: int, *, unfrozen: bool) -> float:
     """Bytes that a device sends in a step, by rings."""
-    trained, split, ring = c.trained(unfrozen), c.unet + c.structure, (devices - 1) / devices
+    trained, split, ring = c.trained(unfrozen=unfrozen), c.unet + c.structure, (devices - 1) / devices
     if strategy == "ddp":
         return ring * 2 * FULL * trained  # all-reduce
     if strategy == "deepspeed":

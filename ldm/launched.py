@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # it is public all the same
 
 from basicsr.utils.errors import UserError
 from ldm.console import is_first_process
@@ -34,7 +34,7 @@ def chosen_by_first(key: str, choose: Callable[[], str]) -> str:
     chosen = choose() if is_first_process() else ""
     address, port, serve = _place()
     try:
-        store = dist.TCPStore(address, port, None, serve and is_first_process(), PATIENCE, wait_for_workers=False)
+        store = TCPStore(address, port, None, serve and is_first_process(), PATIENCE, wait_for_workers=False)
         key = f"stablesr-edge/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{key}"
         if not is_first_process():
             chosen = store.get(key).decode()  # waits until it is there
@@ -47,7 +47,7 @@ def chosen_by_first(key: str, choose: Callable[[], str]) -> str:
                 raise UserError(f"not all of the {others + 1} processes have come: see what became of the others")
             time.sleep(0.1)
         return chosen
-    except dist.DistError as error:
+    except DistError as error:
         raise UserError(f"the training's first process cannot be reached at {address}:{port}: is it up?") from error
 
 
@@ -55,7 +55,7 @@ def _place() -> tuple[str, int, bool]:
     """Where the store is, and whether it is to be opened."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), False
-    from lightning_fabric.plugins.environments import SLURMEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     slurm = SLURMEnvironment()
     return slurm.main_address, slurm.main_port + 10_000, True  # beside the port that training itself will use

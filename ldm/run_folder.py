@@ -126,6 +126,7 @@ class RunFolder:
         files = self.checkpoints()
         readable = _readable(files)
         if files and not readable:
+            checkpoint_step(files[0])  # says what it is
             raise UserError(f"{files[0]} cannot be read as a checkpoint, and there is no other: it is damaged")
         if readable and readable != self.last_checkpoint:
             log.warning("%s is damaged or missing: going on from %s instead", self.last_checkpoint, readable)
@@ -205,6 +206,10 @@ def checkpoint_outline(file: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not a checkpoint.
     """
+    if file.is_dir():
+        raise UserError(
+            f"{file} is a folder of DeepSpeed's: its zero_to_fp32.py makes a file for model.params.ckpt_path"
+        )
     try:
         checkpoint = torch.load(file, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is cut short or something else altogether

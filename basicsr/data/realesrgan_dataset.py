@@ -125,8 +125,8 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
             out at the same place. It is brought to the picture's size by nearest neighbour; where there is none it is
             black. Of the pictures, NAME_edge.png beside NAME is then not one.
         max_pixels: larger pictures are left out.
-        io_backend: what `gt_path` names: {"type": "disk"} folders; "lmdb" BasicSR's databases; "tar" tar files, folders of
-            them, or name{000..063}.tar. `stablesr-edge pack` makes them. Each may be elsewhere, as s3://bucket/folder.
+        io_backend: what `gt_path` names: {"type": "disk"} folders; "lmdb" BasicSR's databases; "tar" tar files,
+            folders of them, or name{000..063}.tar. Each may be elsewhere, as s3://bucket/folder.
         use_hflip: mirror half of the crops left to right.
         use_rot: mirror half of them top to bottom, and exchange rows and columns of half of them.
         skip_small: leave out files below 100 KiB or 384 x 384 pixels in area, as StableSR always does.

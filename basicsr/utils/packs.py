@@ -109,7 +109,7 @@ def open_pack(path: str) -> Pack:
 
 
 class Tar:
-    """A tar file, here or elsewhere, whose members are found by an index: its own, or the headers' where it has none."""
+    """A tar file, here or elsewhere, whose members are found by an index: its own, or one made of its headers."""
 
     def __init__(self, path: str) -> None:
         self.path = path

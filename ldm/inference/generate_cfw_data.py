@@ -4,7 +4,8 @@
 
 Pictures are cropped and degraded as in the config's training. The same command goes on where it was stopped; the files
 depend neither on that nor on the number of processes. On several GPUs: --devices; on several machines: --nodes, started
-on each by Slurm or torchrun. Without --base and --ckpt the demo weights are used.
+on each by Slurm or torchrun. Without --base a checkpoint's shapes tell the config; without --ckpt, too, the demo weights
+are used.
 
 The published data are of 200 ancestral steps. With --steps 4 on a checkpoint made for it (turbo) they cost a fiftieth;
 CFW then learns to mend that sampler's faults, so upscale with the same steps and sampler afterwards. Exit status: 0,
@@ -29,7 +30,8 @@ from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
 from ldm.console import OneLineParser, configure_logging, exit_status, some_path
 from ldm.inference.cfw_data import Degraded, Maker, list_jobs, split
-from ldm.inference.networks import Networks, demo_files
+from ldm.inference.choice import checkpoint_of, choose
+from ldm.inference.networks import Networks
 from ldm.inference.settings import PRECISIONS
 from ldm.inference.sharing import Team
 from ldm.models.diffusion.sampling import Sampling
@@ -58,16 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """List, share, sample, sum up."""
-    if (args.base is None) != (args.ckpt is None):
-        raise UserError("--base and --ckpt belong together: give both, or neither for the demo weights")
     for name in ("batch", "repeats"):
         if getattr(args, name) < 1:
             raise FieldError(name, f"is {getattr(args, name)}: give 1 or more")
     sampling = Sampling(args.steps, args.sampler)
     checks.whole_number("seed", args.seed, 0)
     jobs = list_jobs(args.input, args.repeats)
-    base, ckpt = (args.base, args.ckpt) if args.base else demo_files()
-    config = load_config([base])
+    base, ckpt, _ = choose(args.base, checkpoint_of(args), args.variant)
+    config = base if isinstance(base, Config) else load_config([base])
     team = Team.of(args.devices, args.nodes, args.device)
     if not team.first:
         logging.disable(logging.WARNING)
@@ -147,7 +147,9 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser("generate_cfw_data.py", description=__doc__)
     add = parser.add_argument
     add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
-    add("--ckpt", metavar="FILE", help="the stage-1 checkpoint: .ckpt or .safetensors")
+    add("--ckpt", metavar="FILE", help="the stage-1 checkpoint: a file, a folder, or hf://owner/name[/file]")
+    add("--sd", metavar="FILE", help="Stable Diffusion 2.1, or a model tuned from it, where --ckpt is a module alone")
+    add("--variant", metavar="NAME", help="without --base: 512, 768v or turbo, where a checkpoint may be any of them")
     add("--input", nargs="+", required=True, metavar="FOLDER", help="folders of good pictures, searched recursively")
     add("--output", type=some_path, required=True, metavar="FOLDER", help="where inputs, gts, latents, samples go")
     add(

@@ -1,4 +1,4 @@
-"""Two processes against one: the same samples, each with noise of its own, in one batch of two or two batches of one."""
+"""Two processes against one: the same samples, each with its own noise, in one batch of two or two of one."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from reference.models import Pairs, pair, stage1, trainer
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, Sampler
 
 from basicsr.data.pair_pool import Pair
-from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.modules.sharded_tensors import whole
@@ -73,8 +73,8 @@ class Save(Callback):
     def __init__(self, file: Path) -> None:
         self.gradients, self.half = file.with_suffix(".gradients"), file.with_suffix(".half")
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Pair, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Pair, batch_idx: int
     ) -> None:
         if trainer.global_step == STEPS // 2:
             trainer.save_checkpoint(self.half)
@@ -87,7 +87,7 @@ class Save(Callback):
 
 
 def fit(file: Path, strategy: str, start: Path | None = None) -> None:
-    """Train in this process, which may be one of several, and save: `file`, and its first step's gradients beside it."""
+    """Train in this process, which may be one of several, and save `file`, its first gradients beside it."""
     torch.manual_seed(0)
     model = stage1(unfrozen_diff=True, edge_loss_weight=0.1, use_ema=True, learning_rate=1e-3)
     model.__class__ = OwnNoise
@@ -95,7 +95,7 @@ def fit(file: Path, strategy: str, start: Path | None = None) -> None:
     run = trainer(
         file.parent, STEPS, devices=int(os.environ.get("WORLD_SIZE", 1)), strategy=how, use_distributed_sampler=False,
         callbacks=[SkipNotFinite(), Save(file)], gradient_clip_val=0.5,
-        limit_val_batches=1, check_val_every_n_epoch=None, val_check_interval=STEPS // 4,
+        limit_val_batches=1, check_val_every_n_epoch=None, val_check_interval=8,
     )  # fmt: skip
     run.fit(model, SharedPairs(STEPS), ckpt_path=start, weights_only=True)
     run.save_checkpoint(file)
@@ -125,19 +125,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "fsdp.ckpt", "fsdp", None),
         (folder / "one_then_two.ckpt", "fsdp", folder / "one.half"),
     ]
-    torch.multiprocessing.spawn(fit_all, (port, jobs), nprocs=2)
+    spawn(fit_all, (port, jobs), nprocs=2)  # type: ignore[no-untyped-call]
     fit(folder / "two_then_one.ckpt", "auto", folder / "fsdp.half")
     return folder
 
 
 def furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """The largest difference of a tensor, relative to its norm."""
+    """The largest difference of a tensor, relative to its norm; but for those that are rounding errors throughout.
+
+    The gradient of a bias before a normalisation, say, is zero.
+    """
     assert ours.keys() == theirs.keys()
-    differences = {
-        name: float((ours[name].double() - value.double()).norm() / value.double().norm().clamp(min=1e-12))
+    floor = 1e-5 * float(torch.stack([value.double().norm() for value in theirs.values()]).norm())
+    differences = (
+        float((ours[name].double() - value.double()).norm()) / max(floor, float(value.double().norm()))
         for name, value in theirs.items()
-    }
-    return max(differences.values())
+    )
+    return max(differences)
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -147,13 +151,10 @@ def load(file: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_gradients_are_those_of_one_process(runs: Path, strategy: str) -> None:
-    g = furthest(load(runs / f"{strategy}.gradients"), load(runs / "one.gradients"))
-    print(strategy, g)
-    assert g < 1e-4
+    assert furthest(load(runs / f"{strategy}.gradients"), load(runs / "one.gradients")) < 1e-4
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, "one_then_two", "two_then_one"])
 def test_weights_are_those_of_one_process(runs: Path, name: str) -> None:
-    w = furthest(load(runs / f"{name}.ckpt")["state_dict"], load(runs / "one.ckpt")["state_dict"])
-    print(name, w)
-    assert w < 1e-2
+    """AdamW's first steps follow a gradient's sign, be it a rounding error's."""
+    assert furthest(load(runs / f"{name}.ckpt")["state_dict"], load(runs / "one.ckpt")["state_dict"]) < 0.01
