@@ -4,8 +4,8 @@
 
 Pictures are cropped and degraded as in the config's training. The same command goes on where it was stopped; the files
 depend neither on that nor on the number of processes. On several GPUs: --devices; on several machines: --nodes, started
-on each by Slurm or torchrun. Without --base a checkpoint's shapes tell the config; without --ckpt, too, the demo weights
-are used.
+on each by Slurm or torchrun. Without --base a checkpoint's shapes tell the config; without --ckpt, too, the demo
+weights are used.
 
 The published data are of 200 ancestral steps. With --steps 4 on a checkpoint made for it (turbo) they cost a fiftieth;
 CFW then learns to mend that sampler's faults, so upscale with the same steps and sampler afterwards. Exit status: 0,
