@@ -51,7 +51,7 @@ def predict_canvas(networks: Networks, x: Tensor, z_lq: Tensor, t: Tensor, tile:
     """The network's output for a canvas, with nothing kept from the step before."""
     model = networks.model
     weights = torch.from_numpy(bell_weights(tile)).float().to(x.device)
-    context = model.cond_stage_model([""]).to(x.device)  # type: ignore[misc]
+    context = model.cond_stage_model([""]).to(x.device)  # type: ignore[misc]  # its tower is kept
     summed, total = torch.zeros_like(x), torch.zeros_like(x)
     for top in tile_starts(x.shape[-2], tile, overlap):
         for left in tile_starts(x.shape[-1], tile, overlap):
@@ -150,7 +150,7 @@ def compare(args: argparse.Namespace, upscaler: Upscaler, picture: Picture) -> i
             cpu_times[variant].append(cpu_seconds)
     print(
         f"{args.side} -> {4 * args.side} pixels, {args.steps} steps, tiles of {upscaler.tile} latent cells, batch "
-        f"{upscaler.settings.batch}, {upscaler.networks.device}, {torch.get_num_threads()} threads"
+        f"{upscaler.batch}, {upscaler.networks.device}, {torch.get_num_threads()} threads"
     )
     print(f"{'':44}{'seconds, median (least)':>26}{'CPU seconds':>14}{'peak MB (loaded)':>20}")
     for variant in VARIANTS:

@@ -10,15 +10,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from ldm.console import OneLineParser, configure_logging, exit_status, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, path_argument
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     configure_logging("basicsr")
     parser = OneLineParser("stablesr-edge pack", description=__doc__)
-    parser.add_argument("FOLDER", type=some_path, help="pictures, with its subfolders")
-    parser.add_argument("OUT", type=some_path, help="what to write; it must not be there yet")
+    parser.add_argument("FOLDER", type=path_argument, help="pictures, with its subfolders")
+    parser.add_argument("OUT", type=path_argument, help="what to write; it must not be there yet")
     parser.add_argument("--type", choices=("tar", "lmdb"), default="tar", help="default: tar")
     parser.add_argument("--shard_mb", type=int, default=1024, metavar="N", help="size of a tar file (default: 1024)")
     return exit_status(lambda: run(parser.parse_args(argv)), interrupted="interrupted: nothing was written")

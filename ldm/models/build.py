@@ -7,10 +7,13 @@ from basicsr.utils.errors import FieldError, fields_named
 from ldm.config import Config
 from ldm.models.diffusion.checkpoint import FROZEN
 from ldm.models.diffusion.frozen_parts import build_with
-from ldm.models.formats.reading import Source, as_given, read_state_dict
+from ldm.models.formats.reading import Source, config_value, read_state_dict
+from ldm.models.initial_values import from_file_if_whole
 from ldm.util import instantiate_from_config
 
 FIRST_STAGE = "first_stage_model."
+# What the keys of a whole stage-1 checkpoint have in them; Stable Diffusion's lacks the first two.
+PARTS = (".spade.", "structcond_stage_model.", "cond_stage_model.", FIRST_STAGE)
 
 
 def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: float | None = None) -> Any:
@@ -32,7 +35,7 @@ def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: fl
         held = read_state_dict(ckpt, values=False)
         if FROZEN in held:
             return build_with(lambda: build_model(config, learning_rate=learning_rate), params.get("ckpt_path"), ckpt)
-        params |= {"ckpt_path": as_given(ckpt), "ignore_keys": [FIRST_STAGE]}
+        params |= {"ckpt_path": config_value(ckpt), "ignore_keys": [FIRST_STAGE]}
         if any(key.startswith(FIRST_STAGE) for key in held):
             first_stage = params["first_stage_config"]
             own = {**(first_stage.get("params") or {}), "ckpt_path": None}
@@ -42,4 +45,9 @@ def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: fl
             raise FieldError("model.params.learning_rate", "is not a key of a config: set model.base_learning_rate")
         params["learning_rate"] = learning_rate
     with fields_named(lambda field: f"model.params.{field}"):
-        return instantiate_from_config({"target": block.get("target"), "params": params})
+        described = {"target": block.get("target"), "params": params}
+        if "unet_config" in params and params.get("ckpt_path") is not None:
+            keys = read_state_dict(params["ckpt_path"], values=False)
+            if all(any(part in key for key in keys) for part in PARTS):
+                return from_file_if_whole(lambda: instantiate_from_config(described))
+        return instantiate_from_config(described)
