@@ -25,6 +25,7 @@ COMMANDS = {
     "generate-cfw-data": Command("ldm.inference.generate_cfw_data", "make the data that CFW trains on"),
     "inspect": Command("ldm.exchange.inspect_cli", "tell what a file of weights is"),
     "export": Command("ldm.exchange.export_cli", "write weights in other forms, and bring them to the hub"),
+    "pack": Command("ldm.data.pack_cli", "put a folder of pictures into tar files, or into a database"),
     "edge-maps": Command("ldm.inference.edge_maps", "write the edge maps of a folder"),
     "app": Command("ldm.inference.app", "serve a web page that upscales pictures"),
 }

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from basicsr.data.kernels import KERNEL_SIZE, KERNELS, KernelOptions, draw_final_sinc, draw_kernel
-from basicsr.data.picture_folders import check_fixed_keys
-from basicsr.data.picture_lists import Folders, PathList, PictureSources
+from basicsr.data.picture_folders import check_fixed_keys, places
+from basicsr.data.picture_lists import Folders, PictureSources
 from basicsr.data.transforms import epoch_and_index, random_crop, random_flips
 from basicsr.utils import checks
 from basicsr.utils.colour import luma
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.img_util import MAX_PIXELS, Pixels, as_01, read_picture, read_rgb
+from basicsr.utils.path_list import PathList
 from basicsr.utils.rng import numpy_rng
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,8 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
             out at the same place. It is brought to the picture's size by nearest neighbour; where there is none it is
             black. Of the pictures, NAME_edge.png beside NAME is then not one.
         max_pixels: larger pictures are left out.
-        io_backend: {"type": "disk"}, the only kind there is.
+        io_backend: what `gt_path` names: {"type": "disk"} folders; "lmdb" BasicSR's databases; "tar" tar files,
+            folders of them, or name{000..063}.tar. Each may be elsewhere, as s3://bucket/folder.
         use_hflip: mirror half of the crops left to right.
         use_rot: mirror half of them top to bottom, and exchange rows and columns of half of them.
         skip_small: leave out files below 100 KiB or 384 x 384 pixels in area, as StableSR always does.
@@ -171,8 +173,9 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         edge_map_path: str | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        given = locals()
         check_fixed_keys(io_backend)
+        gt_path = places("gt_path", gt_path, io_backend)
+        given = locals()
         self.queue_size = checks.whole_number("queue_size", queue_size, 0)
         self.final_sinc_prob = checks.probability("final_sinc_prob", final_sinc_prob)
         self.kernel_options = KernelOptions.of(given, ""), KernelOptions.of(given, "2")

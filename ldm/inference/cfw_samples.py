@@ -16,7 +16,8 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
 from ldm.inference.cfw_data import Degraded, SampleWriter, list_jobs, split
-from ldm.inference.networks import Networks, demo_files
+from ldm.inference.choice import checkpoint_of, choose
+from ldm.inference.networks import Networks
 from ldm.inference.sharing import Team
 from ldm.models.diffusion.sampling import Sampling
 
@@ -35,16 +36,14 @@ class Counts:
 
 def run(args: argparse.Namespace) -> int:
     """List, share, sample, sum up."""
-    if (args.base is None) != (args.ckpt is None):
-        raise UserError("--base and --ckpt belong together: give both, or neither for the demo weights")
     for name in ("batch", "repeats"):
         if getattr(args, name) < 1:
             raise FieldError(name, f"is {getattr(args, name)}: give 1 or more")
     sampling = Sampling(args.steps, args.sampler)
     checks.whole_number("seed", args.seed, 0)
     jobs = list_jobs(args.input, args.repeats)
-    base, ckpt = (args.base, args.ckpt) if args.base else demo_files()
-    config = load_config([base])
+    base, ckpt, _ = choose(args.base, checkpoint_of(args), args.variant)
+    config = base if isinstance(base, Config) else load_config([base])
     team = Team.of(args.devices, args.nodes, args.device)
     if not team.first:
         logging.disable(logging.WARNING)

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)  # for its errors
 
     # Only now, so that --help and mistakes in the flags need not wait for torch.
-    from ldm.inference.choice import choose
+    from ldm.inference.choice import checkpoint_of, choose
     from ldm.inference.folder import FileOptions, check_names, check_output, list_tasks, upscale_files
     from ldm.inference.pipeline import Upscaler
     from ldm.inference.references import references_of
@@ -125,14 +125,6 @@ def edges_of(word: str | None) -> tuple[str | None, "Path | Literal['beside'] | 
         hint = f"did you mean {near}?" if near else f"give {', '.join(get_args(Edges))}, or where pictures of edges are"
         raise FieldError("edges", f"is {word}, which is not there: {hint}")
     return "file", Path(word)
-
-
-def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
-    """What --ckpt and --sd name together."""
-    if args.sd is not None and args.ckpt is None:
-        raise FieldError("sd", "is given without --ckpt: name the module, or another checkpoint of StableSR, there")
-    ckpt: str | None = args.ckpt
-    return ckpt if args.sd is None or ckpt is None else [args.sd, ckpt]
 
 
 def failures(outcome: "Outcome") -> list[str]:

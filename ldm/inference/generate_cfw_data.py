@@ -4,7 +4,8 @@
 
 Pictures are cropped and degraded as in the config's training. The same command goes on where it was stopped; the files
 depend neither on that nor on the number of processes. On several GPUs: --devices; on several machines: --nodes, started
-on each by Slurm or torchrun. Without --base and --ckpt the demo weights are used.
+on each by Slurm or torchrun. Without --base a checkpoint's shapes tell the config; without --ckpt, too, the demo
+weights are used.
 
 The published data are of 200 ancestral steps. With --steps 4 on a checkpoint made for it (turbo) they cost a fiftieth;
 CFW then learns to mend that sampler's faults, so upscale with the same steps and sampler afterwards. Exit status: 0,
@@ -39,7 +40,9 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser("generate_cfw_data.py", description=__doc__)
     add = parser.add_argument
     add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
-    add("--ckpt", metavar="FILE", help="the stage-1 checkpoint: .ckpt or .safetensors")
+    add("--ckpt", metavar="FILE", help="the stage-1 checkpoint: a file, a folder, or hf://owner/name[/file]")
+    add("--sd", metavar="FILE", help="Stable Diffusion 2.1, or a model tuned from it, where --ckpt is a module alone")
+    add("--variant", metavar="NAME", help="without --base: 512, 768v or turbo, where a checkpoint may be any of them")
     add("--input", nargs="+", required=True, metavar="FOLDER", help="folders of good pictures, searched recursively")
     add("--output", type=path_argument, required=True, metavar="FOLDER", help="where inputs, gts, latents, samples go")
     add(

@@ -215,6 +215,13 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             module.train(mode)
         return self
 
+    def split_over_processes(self, split: Callable[[nn.Module], None]) -> None:
+        """Have the networks that are trained split, and what follows them; the autoencoder stays whole."""
+        split(self.model.diffusion_model)
+        split(self.structcond_stage_model)
+        if self.model_ema is not None:
+            self.model_ema.split_like(self.model)
+
     def on_fit_start(self) -> None:
         """Encode the one prompt of training, then let the text tower go; bring the networks into training's form."""
         self.contexts([self.prompt])
