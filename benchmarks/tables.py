@@ -1,0 +1,1 @@
+def steps_table(x): return ""
