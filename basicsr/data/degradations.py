@@ -28,7 +28,7 @@ def add_gaussian_noise(img_01: Tensor, sigma_range: Sequence[float], gray_prob: 
     sigma = uniform_per_sample(img_01, sigma_range, rng) / 255
     gray = uniform_per_sample(img_01, (0, 1), rng) < gray_prob
     noise = torch.randn(img_01.shape, dtype=img_01.dtype, device=img_01.device, generator=rng)
-    return (img_01 + sigma * torch.where(gray, noise[:, :1], noise)).clamp(0, 1)
+    return torch.where(gray, noise[:, :1], noise).mul_(sigma).add_(img_01).clamp_(0, 1)
 
 
 def add_poisson_noise(img_01: Tensor, scale_range: Sequence[float], gray_prob: float, rng: torch.Generator) -> Tensor:
@@ -41,19 +41,19 @@ def add_poisson_noise(img_01: Tensor, scale_range: Sequence[float], gray_prob: f
     scale = uniform_per_sample(img_01, scale_range, rng)
     gray = uniform_per_sample(img_01, (0, 1), rng) < gray_prob
     noise = torch.where(gray, _shot_noise(luma(img_01, TORCHVISION_LUMA), rng), _shot_noise(img_01, rng))
-    return (img_01 + scale * noise).clamp(0, 1)
+    return noise.mul_(scale).add_(img_01).clamp_(0, 1)
 
 
 def _shot_noise(img_01: Tensor, rng: torch.Generator) -> Tensor:
     """Poisson counts of the picture in 8 bits, less their mean, in units of white: (B, C, H, W)."""
-    levels = to_u8(img_01).to(img_01.dtype)
-    photons = _photons_at_white(levels)
-    mean = levels / 255
-    return torch.poisson(mean * photons, generator=rng) / photons - mean
+    levels = to_u8(img_01)
+    photons = _photons_at_white(levels).to(img_01.dtype)
+    mean = levels.to(img_01.dtype).div_(255)
+    return torch.poisson(mean * photons, generator=rng).div_(photons).sub_(mean)
 
 
 def _photons_at_white(levels: Tensor) -> Tensor:
     """(B, 1, 1, 1): for each sample, its number of distinct grey levels rounded up to a power of two."""
     found = torch.zeros(len(levels), 256, dtype=torch.bool, device=levels.device)
     found.scatter_(1, levels.flatten(1).long(), True)
-    return torch.exp2(found.sum(1).log2().ceil()).to(levels.dtype)[:, None, None, None]
+    return torch.exp2(found.sum(1).log2().ceil())[:, None, None, None]

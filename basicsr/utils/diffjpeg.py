@@ -72,13 +72,13 @@ class DiffJPEG(nn.Module):
         """(B, 3, H, W) RGB in [0, 1], any size => the same after JPEG at `quality` (B,) or one number, 1 to 100."""
         height, width = img_01.shape[-2:]
         factor = self._table_factor(torch.as_tensor(quality, dtype=img_01.dtype, device=img_01.device))
-        padded = F.pad(img_01, (0, -width % 16, 0, -height % 16))
-        luma, chroma = self._mix(padded * 255, self.to_ycbcr).split((1, 2), dim=1)
-        luma = self._quantised(luma - 128, self.tables[0], factor) + 128
+        padded = F.pad(img_01 * 255, (0, -width % 16, 0, -height % 16)) if (height | width) % 16 else img_01 * 255
+        luma, chroma = self._mix(padded, self.to_ycbcr).split((1, 2), dim=1)
+        luma = self._quantised(luma - 128, self.tables[0], factor).add_(128)
         chroma = self._quantised(F.avg_pool2d(chroma, 2), self.tables[1], factor)
         chroma = F.interpolate(chroma, scale_factor=2, mode="nearest")
         rgb = self._mix(torch.cat([luma, chroma], dim=1), self.to_rgb)
-        return (rgb / 255).clamp(0, 1)[..., :height, :width]
+        return rgb.div_(255).clamp_(0, 1)[..., :height, :width]
 
     @staticmethod
     def _table_factor(quality: Tensor) -> Tensor:
@@ -97,5 +97,5 @@ class DiffJPEG(nn.Module):
         dct = self.dct.to(plane)
         blocks = plane.view(B, C, H // 8, 8, W // 8, 8).transpose(3, 4).reshape(B, -1, 64)
         steps = factor.reshape(-1, 1, 1) * table.to(plane)  # (B or 1, 1, 64)
-        blocks = self.round(blocks @ dct.T / steps) * steps @ dct
+        blocks = self.round((blocks @ dct.T).div_(steps)).mul_(steps) @ dct
         return blocks.view(B, C, H // 8, W // 8, 8, 8).transpose(3, 4).reshape(B, C, H, W)

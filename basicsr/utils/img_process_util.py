@@ -1,5 +1,7 @@
 """Filtering of picture batches on any device."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,9 +40,49 @@ def filter2D(img: Tensor, kernel: Tensor) -> Tensor:  # noqa: N802  # OpenCV's a
     k_y, k_x = kernel.shape[-2:]
     if k_y % 2 == 0 or k_x % 2 == 0 or kernel.shape[:-2] not in ((), (B,)):
         raise ValueError(f"filter2D: kernel {tuple(kernel.shape)} for pictures {tuple(img.shape)}")
-    planes = reflect_pad(img, k_y // 2, k_x // 2).reshape(1, B * C, H + k_y - 1, W + k_x - 1)
-    kernels = kernel.to(img).expand(B, k_y, k_x).repeat_interleave(C, dim=0)[:, None]
-    return F.conv2d(planes, kernels, groups=B * C).view(B, C, H, W)
+    if img.device.type == "cpu" and kernel.ndim == 3:
+        # One by one, so that each pays for the size of its own kernel alone; on a GPU a look at kernels is a wait.
+        planes = [_correlated(one, _trimmed(k)) for one, k in zip(img.split(1), kernel.to(img), strict=True)]
+        return torch.cat(planes)
+    return _correlated(img, kernel.to(img))
+
+
+def _trimmed(kernel: Tensor) -> Tensor:
+    """(k_y, k_x) without the frame of zeros around it."""
+    margins = []
+    for axis in (1, 0):
+        used = kernel.ne(0).any(axis).nonzero()
+        middle = len(kernel) // 2 if axis else kernel.shape[1] // 2
+        margins.append(middle if len(used) == 0 else min(int(used[0]), 2 * middle - int(used[-1])))
+    top, left = margins
+    return kernel[top : kernel.shape[0] - top, left : kernel.shape[1] - left]
+
+
+def _correlated(img: Tensor, kernel: Tensor) -> Tensor:
+    """As `filter2D`, whatever of the kernel is zero."""
+    B, C, H, W = img.shape
+    k_y, k_x = kernel.shape[-2:]
+    padded = reflect_pad(img, k_y // 2, k_x // 2)
+    kernels = kernel.expand(B, k_y, k_x)
+    # On a CPU 16 channels take the time of one: planes are cut into overlapping bands of rows until there are as many.
+    bands = 16 // math.gcd(B * C, 16) if img.device.type == "cpu" else 1
+    height = -(-H // bands)
+    if bands > 1:
+        padded = F.pad(padded, (0, 0, 0, height * bands - H))
+        padded = padded.unfold(2, height + k_y - 1, height).transpose(3, 4)  # (B, C, bands, height + k_y - 1, W + ...)
+    planes = padded.reshape(1, B * C * bands, height + k_y - 1, W + k_x - 1)
+    weights = kernels.repeat_interleave(C * bands, dim=0)[:, None]
+    filtered = F.conv2d(planes, weights, groups=B * C * bands).view(B, C, height * bands, W)
+    return filtered[:, :, :H]
+
+
+def _rows_filtered(rows: Tensor, kernel: Tensor) -> Tensor:
+    """(N, W), each row correlated with `kernel` (k,), reflecting at the ends."""
+    N, W = rows.shape
+    channels, pad = math.gcd(N, 64), len(kernel) // 2  # rows stand as channels, of which a CPU takes 16 at a time
+    padded = reflect_pad(rows[None, None], 0, pad).view(1, channels, N // channels, W + 2 * pad)
+    weights = kernel.to(rows).repeat(channels, 1)[:, None, None]
+    return F.conv2d(padded, weights, groups=channels).view(N, W)
 
 
 class USMSharp(nn.Module):
@@ -62,7 +104,10 @@ class USMSharp(nn.Module):
         self.register_buffer("kernel", (kernel / kernel.sum()).float(), persistent=False)
 
     def _blurred(self, img: Tensor) -> Tensor:
-        return filter2D(filter2D(img, self.kernel[None, :]), self.kernel[:, None])
+        # Along rows both times: a matrix is quickly transposed, and filtering down its columns takes far longer.
+        B, C, H, W = img.shape
+        columns = _rows_filtered(img.reshape(B * C * H, W), self.kernel).T.contiguous()
+        return _rows_filtered(columns.view(W * B * C, H), self.kernel).view(W, -1).T.contiguous().view(B, C, H, W)
 
     def forward(self, img_01: Tensor, weight: float = 0.5, threshold: float = 10.0) -> Tensor:
         """(B, C, H, W) in [0, 1] => the same, sharpened.
@@ -71,5 +116,5 @@ class USMSharp(nn.Module):
         """
         detail = img_01 - self._blurred(img_01)
         soft_mask = self._blurred((detail.abs() * 255 > threshold).to(img_01.dtype))
-        sharp = (img_01 + weight * detail).clamp(0, 1)
+        sharp = torch.add(img_01, detail, alpha=weight).clamp_(0, 1)
         return torch.lerp(img_01, sharp, soft_mask)
