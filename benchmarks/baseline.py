@@ -165,9 +165,7 @@ def spatially_adaptive_norm(self: Any, x: Tensor, struct_cond: Mapping[str, Tens
     return normalized * (1 + gamma) + beta
 
 
-def stage(
-    self: Any, x: Tensor, emb: Tensor, context: Any = None, struct_cond: Any = None
-) -> Tensor:
+def stage(self: Any, x: Tensor, emb: Tensor, context: Any = None, struct_cond: Any = None) -> Tensor:
     for layer in self:
         if isinstance(layer, blocks.ResBlockDual):
             x = layer(x, emb, struct_cond)
@@ -227,4 +225,4 @@ def publish(network: nn.Module) -> None:
     """Make all layers of a network compute as published, from now on."""
     for module in network.modules():
         if type(module) in FORWARDS:
-            module.forward = partial(FORWARDS[type(module)], module)  # type: ignore[method-assign]
+            module.forward = partial(FORWARDS[type(module)], module)

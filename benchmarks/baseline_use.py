@@ -5,8 +5,8 @@ To be used after `baseline.publish`. Draws are those of our own code, in its ord
 - LQ and GT are encoded one after the other; the text tower stays, in float32, and encodes the prompt at every training
   step; original timesteps are looked up one by one;
 - of the edge loss, both decodings are of the whole frame, and Canny is OpenCV's;
-- tiles go through the networks one after the other, as do the two texts of guidance, and the tiles' weights are computed
-  at every sampling step; the autoencoder is given the whole picture.
+- tiles go through the networks one after the other, as do the two texts of guidance, and the tiles' weights are
+  computed at every sampling step; the autoencoder is given the whole picture.
 """
 
 import math
@@ -166,7 +166,7 @@ class Sampler:
 
 
 def bell_weights(side: int) -> np.ndarray:
-    """The Gaussian weights of a tile, element by element; the centres of the axes differ by half a cell, as published."""
+    """The Gaussian weights of a tile, element by element; the axes' centres differ by half a cell, as published."""
     x = [math.exp(-((i - (side - 1) / 2) ** 2) / side**2 / (2 * 0.01)) for i in range(side)]
     y = [math.exp(-((i - side / 2) ** 2) / side**2 / (2 * 0.01)) for i in range(side)]
     return np.outer(y, x)

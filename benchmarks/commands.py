@@ -119,7 +119,7 @@ def loading(case: Case) -> Ready:
 
     def call(_index: int) -> None:
         if case.side == "ours":
-            content = AtomicCheckpointIO().load_checkpoint(path, map_location="cpu", weights_only=True)
+            content = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
             model.on_load_checkpoint(content)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)

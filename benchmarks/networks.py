@@ -96,7 +96,7 @@ def latents_of(batch: int, cells: int, device: str) -> Tensor:
 
 
 def picture_folder(size: str, work: str | Path) -> Path:
-    """Photographs as data sets have them, PNG and JPEG by turns: 2040 x 1356 pixels, or small ones for tiny networks."""
+    """Photographs as data sets have them, PNG and JPEG by turns: 2040 x 1356 pixels, or few for tiny networks."""
     height, width = (48, 64) if size == "tiny" else (1356, 2040)
     folder = Path(work) / f"pictures {width} x {height}"
     if not folder.is_dir():

@@ -20,6 +20,7 @@ from basicsr.utils.rng import torch_rng
 from benchmarks import baseline_data, baseline_use, commands
 from benchmarks.baseline import publish
 from benchmarks.case import Case, Ready, Row
+from benchmarks.degradation_baseline import PublishedDegradation
 from benchmarks.machine import DTYPES
 from benchmarks.networks import config_of, latents_of, model_of, pair_of, picture_folder, weights_file
 from ldm.inference.networks import Networks
@@ -33,7 +34,9 @@ from ldm.models.diffusion.tiling import Tiling
 CROP = 16  # latent cells
 SAMPLING_STEPS, PICTURE_STEPS, GUIDANCE_SCALE = 2, 4, 3.0
 TILES = 4
-DEGRADATIONS, LOADED = 4, 16  # batches, pictures
+DEGRADATIONS, LOADED = 4, 8  # batches, pictures
+KERNELS = ("kernel1", "kernel2", "sinc_kernel")
+SMALLEST = 96  # pixels: less, reduced, has no room for the published filters' padding
 
 
 def autocast(case: Case) -> AbstractContextManager[None]:
@@ -109,7 +112,7 @@ def networks_of(case: Case) -> Networks:
         config_of(case.size), weights_file(case.size, case.work), device=case.device, precision=precision
     )
     if case.side == "baseline":
-        networks.model.to(case.device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        networks.model.to(case.device, memory_format=torch.contiguous_format)
         publish(networks.model)
     return networks
 
@@ -170,16 +173,17 @@ def degradation(case: Case) -> Ready:
     options = DegradationConfig.from_mapping(config.get("degradation"), sf=config.get("sf", 4), use_usm=True)
     options = replace(options, gt_size=None, no_degradation_prob=0.0)
     gaussian = replace(options, gaussian_noise_prob=1.0, gaussian_noise_prob2=1.0)
-    gt_01 = from_pm1(pair_of(case.batch, case.pixels, case.device).gt_pm1)
+    gt_01 = from_pm1(pair_of(case.batch, max(case.pixels, SMALLEST), case.device).gt_pm1)
     dataset = dataset_of(case)
-    samples = [dataset[index] for index in range(case.batch)]
-    kernels = [torch.stack([s[name] for s in samples]).to(case.device) for name in ("kernel1", "kernel2", "sinc_kernel")]
+    samples = [dataset[index] for index in range(case.batch)]  # for their kernels
+    drawn = [torch.stack([sample[name] for sample in samples]).to(case.device) for name in KERNELS]
+    kernels = drawn[0], drawn[1], drawn[2]
 
     def degraded(options: DegradationConfig, seed: int) -> Tensor:
         rng = torch_rng(case.device, "benchmark degradation", seed)
         if case.side == "ours":
             return pipelines[options](gt_01, *kernels, rng)[0]
-        return baseline_data.Degradation(options)(gt_01, *kernels, rng)
+        return PublishedDegradation(options)(gt_01, *kernels, rng)[0]
 
     pipelines = {each: DegradationPipeline(each) for each in (options, gaussian)}
 

@@ -73,7 +73,8 @@ def run_row(args: argparse.Namespace, results: Results, row: str, pixels: int) -
         for case in cases:
             if not results.failed(case):
                 results.add(case, ROWS[row], measured(case))
-                say(f"{row:14} {case.pixels:4} pixels, {case.side:8} {case.precision}, round {turn + 1}: {results.told(case)}")
+                what = f"{row:14} {case.pixels:4} pixels, {case.side:8} {case.precision}, round {turn + 1}"
+                say(f"{what}: {results.told(case)}")
     for case in cases:
         truth = result_file(cases[0])
         if case.side == "ours" and cases[0].side == "baseline" and truth.is_file() and result_file(case).is_file():
@@ -97,12 +98,24 @@ def parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").format(rows=rows), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = made.add_argument
-    add("--size", choices=tuple(CONFIGS), default="small", help="full: the 512 config; small: the demo's; tiny: a test's")
+    add(
+        "--size",
+        choices=tuple(CONFIGS),
+        default="small",
+        help="full: the 512 config; small: the demo's; tiny: a test's",
+    )
     add("--pixels", type=int, nargs="+", help="of a side (default: 256, tiny 32)")
     add("--batch", type=int, default=1)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", nargs="+", choices=tuple(DTYPES), default=list(DTYPES), help="of ours (default: all)")
-    add("--rows", nargs="+", choices=(*GROUPS, *ROWS), default=list(GROUPS), metavar="ROW", help="or groups (default: all)")
+    add(
+        "--rows",
+        nargs="+",
+        choices=(*GROUPS, *ROWS),
+        default=list(GROUPS),
+        metavar="ROW",
+        help="or groups (default: all)",
+    )
     add("--rounds", type=int, default=2)
     add("--seconds", type=float, default=8, help="of calls, for each case and round; one call at least")
     add("--operators", action="store_true", help="tell, too, in which operators steps spend their time")
