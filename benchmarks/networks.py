@@ -3,6 +3,7 @@
 The weights lie in a checkpoint in the work folder, which all processes of a measurement read: both sides have the same.
 """
 
+import mmap
 import tempfile
 from pathlib import Path
 
@@ -60,9 +61,15 @@ def weights_file(size: str, work: str | Path) -> Path:
     if not path.is_file():
         with torch.device("meta"):
             shapes = build_model(config_of(size)).state_dict()
-        state = {name: random_weights(name, value.shape) for name, value in shapes.items() if "." in name}
+        # Without the schedule, which is the config's. Filled in the file, which may be larger than free memory.
+        state = {name: torch.empty(value.shape) for name, value in shapes.items() if "." in name}
         with whole_file(path) as draft:
-            torch.save({"state_dict": state, "global_step": 0}, draft)
+            with torch.serialization.skip_data():
+                torch.save({"state_dict": state, "global_step": 0}, draft)
+            with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+                filled = torch.load(draft, mmap=True, weights_only=True)["state_dict"]
+            for name, values in filled.items():
+                fill(name, values)
     return path
 
 
@@ -75,12 +82,13 @@ def model_of(case: Case, *overrides: str) -> LatentDiffusionSRTextWT:
     return model.to(case.device)
 
 
-def random_weights(name: str, shape: torch.Size) -> Tensor:
-    """Scaled so that signals neither grow nor fade, also in layers that training begins at zero."""
-    if len(shape) < 2:
-        return torch.full(shape, float(name.endswith("weight")))
-    bound = (3 * shape[0] / shape.numel()) ** 0.5
-    return torch.empty(shape).uniform_(-bound, bound, generator=torch_rng("cpu", "benchmark", name))
+def fill(name: str, weights: Tensor) -> None:
+    """At random, so that signals neither grow nor fade, also in layers that training begins at zero."""
+    if weights.ndim < 2:
+        weights.fill_(float(name.endswith("weight")))
+    else:
+        bound = (3 * len(weights) / weights.numel()) ** 0.5
+        weights.uniform_(-bound, bound, generator=torch_rng("cpu", "benchmark", name))
 
 
 def pair_of(batch: int, pixels: int, device: str) -> Pair:

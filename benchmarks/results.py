@@ -14,7 +14,8 @@ from basicsr.utils.files import write_whole
 from benchmarks.case import Case, Row
 
 SAME = 2e-3  # a difference by more than this is no rounding any more
-KEY = ("row", "side", "precision", "size", "pixels", "batch")
+ROW_KEY = ("row", "size", "pixels", "batch")
+KEY = (*ROW_KEY, "side", "precision")
 
 
 @dataclass
@@ -57,8 +58,9 @@ class Results:
         return words
 
     def forget(self, case: Case) -> None:
-        """What was measured before."""
-        self.content["rows"].remove(self.entry(case))
+        """All sides and precisions of a case's row, as measured before: ratios are of one run."""
+        words = [getattr(case, name) for name in ROW_KEY]
+        self.content["rows"] = [each for each in self.content["rows"] if [each[name] for name in ROW_KEY] != words]
 
     def failed(self, case: Case) -> bool:
         return "failed" in self.entry(case)

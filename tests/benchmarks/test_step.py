@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_flops_are_those_of_closed_forms() -> None:
 
 @pytest.fixture(scope="module")
 def measured(work: Path) -> dict[str, Any]:
-    """What the command writes in two goes, for a row that has all."""
+    """What the command writes."""
     file = work / "results.json"
     words = [
         "--size",
@@ -75,13 +76,12 @@ def measured(work: Path) -> dict[str, Any]:
         "--json",
         str(file),
     ]
-    for precision in ("fp32", "bf16"):
-        assert step.main([*words, "--rows", "decode", "--precision", precision]) == 0
+    assert step.main([*words, "--rows", "decode"]) == 0
     content: dict[str, Any] = json.loads(file.read_text())
     return content
 
 
-def test_the_command_completes_its_file(measured: dict[str, Any]) -> None:
+def test_the_command_measures_sides_and_precisions(measured: dict[str, Any]) -> None:
     kinds = [(entry["row"], entry["side"], entry["precision"]) for entry in measured["rows"]]
     assert sorted(kinds) == [("decode", "baseline", "fp32"), ("decode", "ours", "bf16"), ("decode", "ours", "fp32")]
     assert measured["matmul"]["fp32"] > 1e9 and measured["matmul"]["bf16"] > 1e8
@@ -161,6 +161,23 @@ def test_worse_by_a_tenth_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "ours fp32 full 256 1" in line and "+15%" in line
     new["machine"]["kind"] = "b"
     assert status() == 2
+
+
+def test_a_file_is_completed_row_by_row(tmp_path: Path, work: Path) -> None:
+    file, here = tmp_path / "a.json", machine.machine_of("cpu")
+    file.write_text(json.dumps({**CONTENT, "machine": here}))
+    results = Results.at(file, here)
+    for row, pixels in (("encode", 256), ("plain", 512)):
+        again = replace(case(row, "ours", work, "bf16"), size="full", pixels=pixels, batch=1)
+        results.forget(again)
+        results.add(again, ROWS[row], {"seconds": [3.0], "peak": 1, "flop": 1.0})
+    results.peak("fp32", 1e11)  # slower than before
+    results.save()
+    content = json.loads(file.read_text())
+    found = [(each["row"], each["pixels"], each["side"], each["seconds"][0]) for each in content["rows"]]
+    kept = [("plain", 256, "baseline", 8.0), ("plain", 256, "ours", 4.0), ("plain", 256, "ours", 7.5)]
+    assert found == [("encode", 256, "ours", 3.0), *kept, ("plain", 512, "ours", 3.0)]
+    assert content["matmul"]["fp32"] == 2e11
 
 
 def test_results_of_another_machine_are_not_completed(tmp_path: Path) -> None:
