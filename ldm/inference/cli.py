@@ -230,7 +230,11 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         f"{DEMO_DEFAULTS.upscale})",
     )
     add("--steps", type=int, metavar="N", help=f"sampling steps; the turbo checkpoint needs 4 {default('steps')}")
-    add("--sampler", metavar="NAME", help=f"ddpm or ddim {default('sampler')}")
+    add(
+        "--sampler",
+        metavar="NAME",
+        help=f"ddpm, ddim, or dpmpp or unipc for few steps {default('sampler')}",
+    )
     add("--eta", type=float, metavar="X", help="DDIM's noise, 0 (none, the default) to 1 (as much as DDPM)")
     add(
         "--start_t",

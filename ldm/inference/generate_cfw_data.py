@@ -158,7 +158,7 @@ def make_parser() -> OneLineParser:
         help="samples of each picture, each cropped and degraded anew (1)",
     )
     add("--steps", type=int, default=200, metavar="N", help="sampling steps (200)")
-    add("--sampler", default="ddpm", metavar="NAME", help="ddpm (ancestral) or ddim (ddpm)")
+    add("--sampler", default="ddpm", metavar="NAME", help="ddpm (ancestral), ddim, dpmpp or unipc (ddpm)")
     add("--seed", type=int, default=23, metavar="N", help="same seed, same files (23)")
     add("--batch", type=int, default=16, metavar="N", help="samples at once; halved where memory does not suffice (16)")
     add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {', '.join(PRECISIONS)} (fp32)")

@@ -207,7 +207,7 @@ def more_choices(defaults: UpscaleSettings, *, demo: bool, cfw: bool) -> dict[st
     """The controls that most people leave as they are."""
     found: dict[str, Any] = {}
     found["sampler"] = gr.Radio(
-        [("DDPM", "ddpm"), ("DDIM", "ddim")],
+        [("DDPM", "ddpm"), ("DDIM", "ddim"), ("DPM-Solver++", "dpmpp"), ("UniPC", "unipc")],
         value=defaults.sampler,
         label=LABELS["sampler"],
         info="How noise turns into a picture, step by step",

@@ -9,7 +9,7 @@ from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, closest
 from ldm.models.diffusion.reference import ReferencePull
 
-Sampler = Literal["ddpm", "ddim"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 ColorFix = Literal["adain", "wavelet", "none"]
 Edges = Literal["auto", "lq", "none", "dummy", "file", "input"]
 Start = Literal["auto", "input", "noise"]

@@ -13,7 +13,8 @@ HIDDEN_CHANNELS = 128
 class SPADE(nn.Module):
     """norm(x) * (1 + gamma) + beta, with gamma and beta convolved from a structure feature (StableSR, equation 3).
 
-    x is (B, C, h, w); the feature (B, S, h, w) is looked up in `struct_cond` under x's width, `str(w)`.
+    x is (k B, C, h, w); the feature (B, S, h, w) is looked up in `struct_cond` under x's width, `str(w)`. Where k is
+    not 1, as under guidance, gamma and beta are the same for each B of x and computed once.
     """
 
     def __init__(self, channels: int, structure_channels: int) -> None:
@@ -31,4 +32,6 @@ class SPADE(nn.Module):
                 "must be multiples of 8 and the time-aware encoder must halve as often as the U-Net"
             )
         hidden = self.mlp_shared(struct_cond[width])
-        return self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+        gamma, beta = self.mlp_gamma(hidden), self.mlp_beta(hidden)
+        groups = self.param_free_norm(x).unflatten(0, (-1, len(hidden)))
+        return (groups * (1 + gamma) + beta).flatten(0, 1)

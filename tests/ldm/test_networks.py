@@ -130,3 +130,12 @@ def test_spade_is_the_norm_scaled_and_shifted_by_the_structure() -> None:
     assert relative_error(spade(x, structure), norm + norm * spade.mlp_gamma(hidden) + spade.mlp_beta(hidden)) < 1e-6
     with pytest.raises(UserError, match="no structure feature of width 5, only 6, 4"):
         spade(noise("x", (1, 64, 5, 5)), structure)
+
+
+def test_features_of_fewer_samples_serve_all_in_turn(unet: nn.Module, encoder: nn.Module, context: Tensor) -> None:
+    x, other = noise("x", LATENT), context.flip(0)
+    with torch.no_grad():
+        structure = encoder(x, T)
+        both = unet(x.repeat(2, 1, 1, 1), T.repeat(2), torch.cat([context, other]), structure)
+        for part, text in zip(both.chunk(2), (context, other), strict=True):
+            assert relative_error(part, unet(x, T, text, structure)) < 1e-5

@@ -195,7 +195,7 @@ def test_progress_sees_every_step(tiny_models: Models) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sampler": "euler"}, "sampler is 'euler': choose ddpm or ddim"),
+        ({"sampler": "euler"}, "sampler is 'euler': choose ddpm, ddim, dpmpp, unipc"),
         ({"steps": 0}, "cannot choose 0 of 1000 steps"),
         ({"steps": 1001, "sampler": "ddim"}, "cannot choose 1001 of 1000 steps"),
         ({"steps": 0, "sampler": "ddim"}, "cannot choose 0 of 1000 steps"),

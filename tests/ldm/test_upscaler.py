@@ -198,7 +198,7 @@ def test_what_does_not_change_between_steps_is_computed_once(networks: Networks)
     upscaled(networks, part(16, 24), steps=3, tile_overlap=16, guidance_scale=2.0)  # two tiles
     for hook in hooks:
         hook.remove()
-    assert calls == {"structure": 6, "unet": 12, "encoder": 2}
+    assert calls == {"structure": 6, "unet": 6, "encoder": 2}  # both texts in one batch
 
 
 def test_progress_is_seen(networks: Networks) -> None:

@@ -11,12 +11,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
 from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, some_path
-from ldm.evaluation.report.summary import Report
+from ldm.evaluation.report.summary import Report, Sampler
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--edges", metavar="FOLDER", help="for condition file: pictures of edges, NAME_edge.png or NAME.png")
     add("--checkpoints", default="all", metavar="WHICH", help="all, last, best or every:N (default: all)")
     add("--steps", type=int, default=50, help="sampling steps (default: 50)")
-    add("--sampler", choices=("ddpm", "ddim"), default="ddpm", help="default: ddpm")
+    add("--sampler", choices=get_args(Sampler), default="ddpm", help="default: ddpm")
     add("--seed", type=int, default=23, help="of noise and degradation (default: 23)")
     add("--sf", type=int, help="scale factor of small --lq pictures (default: the first run's, else 4)")
     add("--border", type=int, help="pixels to cut off before measuring (default: the scale factor)")

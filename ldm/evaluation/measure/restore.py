@@ -58,7 +58,7 @@ def restore(
 
     Args:
         lq_01: RGB (3, H, W) in [0, 1], at the size of the result.
-        steps, sampler: of the diffusion process: "ddpm" or "ddim".
+        steps, sampler: of the diffusion process: see `Sampling`.
         seed: decides all noise.
         edges, edge_picture: what a model that sees edges is told: see `UpscaleSettings` and `Upscaler`.
 

@@ -26,7 +26,7 @@ CONDITIONS = {
     "gt": "GT edges (oracle)",
 }
 OPTIONAL = ("lpips",)  # metrics that are measured where they are asked for
-Sampler = Literal["ddpm", "ddim"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Settings:
         checks.whole_number("sf", self.sf, 1)
         checks.whole_number("border", self.border, 0)
         if self.sampler not in get_args(Sampler):
-            raise FieldError("sampler", f"is {self.sampler!r}: give {' or '.join(get_args(Sampler))}")
+            raise FieldError("sampler", f"is {self.sampler!r}: give {', '.join(get_args(Sampler))}")
 
 
 @dataclass(frozen=True)

@@ -70,25 +70,27 @@ def guided_denoiser(unet: nn.Module, structure_encoder: nn.Module, guidance: Gui
     """A denoiser of the U-Net, in the precision of its weights, steered by text and by the structure: see
     `Guidance.canvas`.
 
-    The structure is encoded once for both texts. Latents may come as several tiles of each of the B pictures, tile by
-    tile.
+    Each network is called once: with all conditions in one batch, and the structure's features shared by both texts.
+    Latents may come as several tiles of each of the B pictures, tile by tile.
     """
     dtype = next(unet.parameters()).dtype
     uncond = None if guidance.scale == 1 else guidance.uncond
+    edges_guided = guidance.edge_scale != 1
 
     def denoise(x: Tensor, t: Tensor, z_struct: Tensor) -> Tensor:
-        both = z_struct.to(dtype).chunk(1 if guidance.edge_scale == 1 else 2, dim=1)
-        structures = [structure_encoder(z, t) for z in both]
-
-        def predict(text: Tensor, structure: dict[str, Tensor]) -> Tensor:
-            output: Tensor = unet(x.to(dtype), t, text.to(dtype).repeat(len(x) // len(text), 1, 1), structure)
-            return output.to(x.dtype)
-
+        both = z_struct.to(dtype).chunk(2 if edges_guided else 1, dim=1)
+        structure: dict[str, Tensor] = structure_encoder(torch.cat(both), t.repeat(len(both)))
+        texts = [guidance.context, *([] if uncond is None else [uncond]), *([guidance.context] if edges_guided else [])]
+        if len(texts) == 3:  # with edges, the same with the other text, without edges
+            structure = {width: torch.cat([f[: len(x)], f]) for width, f in structure.items()}
+        contexts = torch.cat([text.to(dtype).repeat(len(x) // len(text), 1, 1) for text in texts])
+        outputs = unet(x.to(dtype).repeat(len(texts), 1, 1, 1), t.repeat(len(texts)), contexts, structure)
+        parts: list[Tensor] = list(outputs.to(x.dtype).chunk(len(texts)))
         return guided(
-            predict(guidance.context, structures[0]),
-            without_text=None if uncond is None else predict(uncond, structures[0]),
+            parts[0],
+            without_text=None if uncond is None else parts[1],
             scale=guidance.scale,
-            without_edges=predict(guidance.context, structures[1]) if len(structures) == 2 else None,
+            without_edges=parts[-1] if edges_guided else None,
             edge_scale=guidance.edge_scale,
         )
 

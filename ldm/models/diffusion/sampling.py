@@ -1,5 +1,6 @@
 """Samplers: plain functions of a denoiser, a starting point and a schedule."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,8 @@ class Sampling:
     """How a latent is sampled.
 
     steps: how many are taken from where sampling starts, evenly spaced (`timesteps`).
-    sampler: ddpm (`sample_ddpm`) or ddim (`sample_ddim`). eta: the noise of DDIM, 0 (none) to 1 (as ancestral).
+    sampler: ddpm (`sample_ddpm`), ddim (`sample_ddim`), dpmpp or unipc (`sample_multistep`). eta: the noise of DDIM, 0
+        (none) to 1 (as ancestral).
     start_t: the step of the whole process to start from; None is the last one.
 
     Raises:
@@ -39,14 +41,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
-            raise FieldError("sampler", f"is {self.sampler!r}: choose {' or '.join(SAMPLERS)}")
+            raise FieldError("sampler", f"is {self.sampler!r}: choose {', '.join(SAMPLERS)}")
         checks.number("eta", self.eta, 0, 1)
 
     def timesteps(self, count: int) -> list[int]:
         """At which of a process's steps 0 … count - 1 the U-Net is asked, rising.
 
         ddpm takes them from the first to the last, ddim with a uniform stride of count // steps from step 0 (both as
-        published). The one step of `steps` 1 is the last, for that is how noisy the latent to start with is.
+        published). The one step of `steps` 1 is the last, for that is how noisy the latent to start with is. dpmpp and
+        unipc divide the way from the last step to step 0 evenly and ask where each part begins, so not at step 0.
 
         Raises:
             UserError: `steps` is not between 1 and `count`.
@@ -54,7 +57,11 @@ class Sampling:
         chosen = space_timesteps(count, self.steps)
         if self.steps == 1:
             return [count - 1]
-        return list(range(0, count, count // self.steps)) if self.sampler == "ddim" else chosen
+        if self.sampler == "ddim":
+            return list(range(0, count, count // self.steps))
+        if self.sampler == "ddpm":
+            return chosen
+        return space_timesteps(count, min(self.steps + 1, count))[1:]
 
 
 def noise_of_pictures(generators: Sequence[torch.Generator], device: torch.device | str) -> Noise:
@@ -152,5 +159,93 @@ def sample_ddim(
     return x
 
 
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim}
+def log_snr(abar: float) -> float:
+    """lambda = log(sqrt(abar) / sqrt(1 - abar)), half of the log signal-to-noise ratio."""
+    return 0.5 * math.log(abar / (1 - abar))
+
+
+@dataclass(frozen=True)
+class Known:
+    """A point on the way of a sampler: abar there, and the clean latent (B, 4, h, w) that was predicted there."""
+
+    abar: float
+    x_0: Tensor
+
+    def reached(self, x: Tensor, abar: float, x_0: Tensor) -> Tensor:
+        """Where the probability flow leads from x, which is here, to `abar`, if the clean latent is x_0 all the way.
+
+        sigma_t / sigma_s x - alpha_t (e^-h - 1) x_0 (Lu et al. 2022, DPM-Solver++, section 4), written without h:
+        DDIM's step. The exact solution has x_0's mean over the way, in lambda and weighted by e^lambda.
+        """
+        ratio = math.sqrt((1 - abar) / (1 - self.abar))
+        return ratio * x + (math.sqrt(abar) - ratio * math.sqrt(self.abar)) * x_0
+
+
+def predicted_mean(here: Known, before: Known | None, abar: float) -> Tensor:
+    """x_0's mean from here to `abar`, by the line through here and the point before: DPM-Solver++(2M), algorithm 2 of
+    Lu et al. 2022, and UniP-2 of Zhao et al. 2023 with B(h) = e^h - 1, which are the same.
+    """
+    if before is None:
+        return here.x_0
+    h, last_h = (log_snr(to) - log_snr(start) for start, to in ((here.abar, abar), (before.abar, here.abar)))
+    return here.x_0 + h / (2 * last_h) * (here.x_0 - before.x_0)
+
+
+def corrected_mean(start: Known, before: Known | None, end: Known) -> Tensor:
+    """x_0's mean from start to end, now that it is known at the end, too: UniC of Zhao et al. 2023, section 3.
+
+    UniC-2 integrates the parabola through the three points exactly. With tau from 0 (start) to 1 (end) and weights
+    e^(h tau) its moments are E[tau] = 1 / (1 - e^-h) - 1 / h and E[tau^2] = 1 / (1 - e^-h) - 2 / h E[tau]. UniC-1, for
+    want of a point before, is the mean of both ends.
+    """
+    if before is None:
+        return (start.x_0 + end.x_0) / 2
+    h = log_snr(end.abar) - log_snr(start.abar)
+    r = (log_snr(before.abar) - log_snr(start.abar)) / h  # the tau of the point before, below 0
+    first = -1 / math.expm1(-h) - 1 / h
+    second = -1 / math.expm1(-h) - 2 / h * first
+    # The weights of both differences from x_0 at the start: they sum to the first moment, and with r to the second.
+    of_before = (first - second) / (1 - r)
+    return start.x_0 + of_before / r * (before.x_0 - start.x_0) + (first - of_before) * (end.x_0 - start.x_0)
+
+
+@torch.no_grad()
+def sample_multistep(
+    denoise: Denoiser,
+    x_T: Tensor,
+    betas: np.ndarray,
+    sampling: Sampling,
+    *,
+    parameterization: str,
+    noise: Noise,
+    progress: Progress = iter,
+    correct: Correction | None = None,
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022), or UniPC of order 2 (Zhao et al. 2023), down to step 0 like `sample_ddim`.
+
+    Both remember the clean latents of the step before. UniPC takes the same steps, and takes each again with what the
+    network said at its end, which costs no further call. The first step and the last are DDIM's: the one for want of a
+    step before, the last because it spans so much of lambda that a line through the two before would be led astray.
+    Arguments as of `sample_ddpm`; no noise is drawn.
+    """
+    timesteps = sampling.timesteps(len(betas))
+    schedule = Schedule.from_betas(betas).to(x_T.device)
+    process = Process(schedule, torch.arange(len(betas), device=x_T.device), parameterization)
+    abar = np.cumprod(1.0 - betas)
+    x, start = x_T, x_T  # where the network is asked, and where the step to there began
+    here: Known | None = None
+    before: Known | None = None
+    for i in progress(range(len(timesteps) - 1, -1, -1)):
+        n = Noisy(x_t=x, t=torch.full((len(x),), timesteps[i], device=x.device))
+        x_0 = process.x0(denoise(x, n.t), n)
+        now = Known(float(abar[timesteps[i]]), x_0 if correct is None else correct(x_0, n.t))
+        if sampling.sampler == "unipc" and here is not None:
+            x = here.reached(start, now.abar, corrected_mean(here, before, now))
+        start, before, here = x, here, now
+        to = float(abar[timesteps[i - 1] if i > 0 else 0])
+        x = here.reached(x, to, predicted_mean(here, before if i > 0 else None, to))
+    return x
+
+
+SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpmpp": sample_multistep, "unipc": sample_multistep}
 DEFAULTS = Sampling()

@@ -54,8 +54,8 @@ class UNetModelDualcondV2(nn.Module):
     """Stable Diffusion's U-Net, each residual block of which is modulated by structure features through SPADE.
 
     forward(x (B, in, h, w), timesteps (B,), context (B, L, context_dim), struct_cond {str(width): (B, semb, ., width)})
-    -> (B, out, h, w). `use_checkpoint` recomputes every stage in the backward pass. Raises UserError where h or w is
-    not a multiple of 2^(levels - 1).
+    -> (B, out, h, w). Features of fewer samples serve all of x in turn: see `SPADE`. `use_checkpoint` recomputes every
+    stage in the backward pass. Raises UserError where h or w is not a multiple of 2^(levels - 1).
     """
 
     @takes_published_keys
