@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from basicsr.utils.errors import did_you_mean
+from ldm.machine import let_threads_wait
 
 
 class Command(NamedTuple):
@@ -48,5 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = f"there is no command {words[0]!r}{did_you_mean(words[0], COMMANDS)}" if words else "no command"
         sys.stderr.write(f"error: {problem}\n{USAGE}\n")
         return 2
+    let_threads_wait()
     status: int = import_module(COMMANDS[words[0]].module).main(words[1:])
     return status
