@@ -32,6 +32,8 @@ from ldm.models.diffusion.sampling import Noise, Sampling, noise_of_pictures
 from ldm.models.diffusion.tiling import Tiling
 
 CROP = 16  # latent cells
+_FAST = ("model.params.channels_last=true", "model.params.fused_adamw=true")
+OURS = {"fp32": _FAST, "bf16": (*_FAST, "model.params.frozen_dtype=bf16")}  # options of a training, by precision
 SAMPLING_STEPS, PICTURE_STEPS, GUIDANCE_SCALE = 2, 4, 3.0
 TILES = 4
 DEGRADATIONS, LOADED = 4, 8  # batches, pictures
@@ -46,19 +48,26 @@ def autocast(case: Case) -> AbstractContextManager[None]:
     return torch.autocast(case.device.partition(":")[0], dtype=DTYPES[case.precision])
 
 
+def training_model(case: Case, *overrides: str) -> LatentDiffusionSRTextWT:
+    """In the form that a training has it in, with the options of `OURS`, or as published."""
+    torch.manual_seed(0)
+    if case.side == "baseline":
+        model = model_of(case, *overrides)
+        publish(model)
+        return model
+    model = model_of(case, *OURS[case.precision], *overrides)
+    model.on_fit_start()
+    return model
+
+
 def training(*edge: str) -> Callable[[Case], Ready]:
     """A row of whole training steps, with the edge loss where its keys are given."""
 
     def prepare(case: Case) -> Ready:
-        torch.manual_seed(0)
-        model = model_of(case, *edge)
-        pair = pair_of(case.batch, case.pixels, case.device)
+        model, pair = training_model(case, *edge), pair_of(case.batch, case.pixels, case.device)
         step: Callable[[Pair, int], Tensor] = model.training_step
-        if case.side == "ours":
-            model.on_fit_start()
-            optimizer = model.configure_optimizers()
-        else:
-            publish(model)
+        optimizer = model.configure_optimizers()
+        if case.side == "baseline":
             step = baseline_use.Training(model, edge_loss=bool(edge))
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=model.learning_rate)
 
@@ -136,9 +145,7 @@ def picture(case: Case) -> Ready:
 
 def encoding(case: Case) -> Ready:
     """The latents of a training pair."""
-    model, pair = model_of(case), pair_of(case.batch, case.pixels, case.device)
-    if case.side == "baseline":
-        publish(model)
+    model, pair = training_model(case), pair_of(case.batch, case.pixels, case.device)
 
     @torch.no_grad()
     def call(_index: int) -> Tensor:
@@ -154,10 +161,8 @@ def encoding(case: Case) -> Ready:
 
 def decoding(case: Case) -> Ready:
     """Pictures of a batch of latents, without gradient."""
-    model = model_of(case)
+    model = training_model(case)
     z = latents_of(case.batch, case.pixels // model.first_stage_model.config.downsampling, case.device)
-    if case.side == "baseline":
-        publish(model)
 
     @torch.no_grad()
     def call(_index: int) -> Tensor:

@@ -31,6 +31,7 @@ from benchmarks.networks import CONFIGS, ROOT, WORK
 from benchmarks.results import SAME, Results, difference
 from benchmarks.rows import GROUPS, ROWS
 from benchmarks.tables import steps_table
+from ldm.machine import let_threads_wait
 
 PIXELS = {"full": 256, "small": 256, "tiny": 32}
 
@@ -126,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    let_threads_wait()  # in all processes that measure
     results = Results.at(args.json, machine_of(args.device))
     for precision in args.precision:
         results.peak(precision, matmul_peak(args.device, precision))

@@ -36,9 +36,9 @@ def test_the_baseline_gives_what_ours_gives(row: str, work: Path) -> None:
     assert truth.isfinite().all() and truth.std() > 0
     assert difference(block.result_file(ours), block.result_file(baseline), ROWS[row]) < SAME
     assert all(min(each["seconds"]) > 0 and each["peak"] > 1e8 for each in found)
-    # Of what both compute, neither leaves anything out: convolutions and products differ by the edges of ours alone.
-    if row not in GROUPS["data"]:
-        assert found[0]["flop"] == pytest.approx(found[1]["flop"], rel=0.05)
+    if row not in GROUPS["data"]:  # neither side leaves anything out that the other computes
+        least = 0.6 if row == "sample-guided" else 0.95  # of guidance, both texts share their structure
+        assert least < found[0]["flop"] / found[1]["flop"] < 1.05
 
 
 def test_bf16_is_near_and_is_not_fp32(work: Path) -> None:
@@ -158,7 +158,7 @@ def test_worse_by_a_tenth_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     new["rows"][1]["seconds"] = [2 * 8.0 * 1.15]
     assert status() == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WORSE")]
-    assert "ours fp32 full 256 1" in line and "+15%" in line
+    assert "plain full 256 1 ours fp32" in line and "+15%" in line
     new["machine"]["kind"] = "b"
     assert status() == 2
 
