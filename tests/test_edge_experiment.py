@@ -1,4 +1,4 @@
-"""The edge experiment's arithmetic and its arms, and the benchmark that counts what the edge loss costs."""
+"""The edge experiment's arithmetic and its arms."""
 
 import importlib
 import json
@@ -78,11 +78,3 @@ def test_runs_of_other_settings_and_missing_weights_get_one_line(
         assert experiment.main() == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and line in error
-
-
-def test_flops_grow_as_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = module("benchmarks.edge_overhead", monkeypatch)
-    plain, full, crop, gated = benchmark.flops_without_data("small", 128).values()
-    # A quarter of the frame's cells, and attention, which grows with their square; then 401 of 1000 timesteps.
-    assert 0 < crop - plain < (full - plain) / 4
-    assert gated - plain == pytest.approx(0.401 * (crop - plain))

@@ -41,6 +41,15 @@ def test_the_baseline_gives_what_ours_gives(row: str, work: Path) -> None:
         assert least < found[0]["flop"] / found[1]["flop"] < 1.05
 
 
+def test_a_window_of_the_edge_loss_costs_its_share(work: Path) -> None:
+    plain, crop, full = (
+        block.measure(replace(case(row, "ours", work), pixels=64))["flop"]
+        for row in ("plain", "crop-edge", "full-edge")
+    )
+    # A quarter of the frame's cells, and attention, which grows with their square.
+    assert 0 < crop - plain < (full - plain) / 4
+
+
 def test_bf16_is_near_and_is_not_fp32(work: Path) -> None:
     exact, half = case("plain", "ours", work), case("plain", "ours", work, "bf16")
     for each in (exact, half):
@@ -52,7 +61,10 @@ def test_flops_are_those_of_closed_forms() -> None:
     x, w = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 3, 3)
     assert machine.count_flops(lambda: torch.conv2d(x, w, padding=1)) == 2 * 2 * 5 * 8 * 8 * 3 * 9
     q = torch.randn(2, 3, 16, 8, requires_grad=True)
-    attend = lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)  # noqa: E731
+
+    def attend() -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
     forward = 2 * 2 * (2 * 3 * 16 * 16 * 8)
     assert machine.count_flops(attend) == forward
     assert machine.count_flops(lambda: attend().sum().backward()) == forward + forward * 5 // 2
