@@ -10,7 +10,7 @@ from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
-from basicsr.utils.errors import UserError, fields_named
+from basicsr.utils.errors import UserError, fields_named, printable
 
 OURS = ("main", "ldm", "basicsr")
 INTERRUPTED = 130  # the exit status after Ctrl-C, as shells have it
@@ -28,14 +28,14 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help explains all)")
 
 
-def some_path(word: str) -> Path:
+def path_argument(word: str) -> Path:
     """An argument that is a path. An empty one, as of a variable that is not set, would mean the current folder."""
     if not word:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(word)
 
 
-class AroundBars(logging.Handler):
+class TqdmHandler(logging.Handler):
     """Prints messages above the progress bars, where there are any, on `stream`: standard output or error."""
 
     def __init__(self, stream: str) -> None:
@@ -44,12 +44,12 @@ class AroundBars(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream: TextIO = getattr(sys, self.stream)  # as it is now: it may have been redirected
-        tqdm.write(self.format(record), file=stream)
+        tqdm.write(printable(self.format(record)), file=stream)
 
 
 def configure_logging(*rooms: str, level: int = logging.INFO, stream: str = "stderr") -> None:
     """Messages of these modules or packages are shown from `level` on; of all others, warnings."""
-    logging.basicConfig(format="%(message)s", handlers=[AroundBars(stream)], level=logging.WARNING, force=True)
+    logging.basicConfig(format="%(message)s", handlers=[TqdmHandler(stream)], level=logging.WARNING, force=True)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] in OURS:
             logger.setLevel(logging.NOTSET)
@@ -57,10 +57,16 @@ def configure_logging(*rooms: str, level: int = logging.INFO, stream: str = "std
         logging.getLogger(name).setLevel(level)
 
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Show a line, or several, on a stream (standard output); whatever names of files do to a terminal is undone."""
+    (stream or sys.stdout).write(f"{printable(text)}\n")
+
+
 def tell(*lines: str, status: int) -> int:
     """Show lines to the user once, whatever the number of processes, and pass the exit status on."""
     if is_first_process():
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        for line in lines:
+            say(line, sys.stderr)
     return status
 
 
@@ -73,11 +79,15 @@ def exit_status(run: Callable[[], int], *, interrupted: str) -> int:
         with fields_named(lambda field: f"--{field}"):
             return run()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return say_error(str(error))
     except KeyboardInterrupt:
-        sys.stderr.write(f"{interrupted}\n")
-        return INTERRUPTED
+        return tell(interrupted, status=INTERRUPTED)
+
+
+def say_error(problem: str) -> int:
+    """Show an error in a line, and pass on the exit status for bad input, 2."""
+    say(f"error: {problem}", sys.stderr)
+    return 2
 
 
 def is_first_process() -> bool:

@@ -134,7 +134,7 @@ def flat_names(target: str) -> set[str]:
     return {*IGNORED.get(target, ()), *FIXED.get(target, {}), *FOLDED.get(target, {})}
 
 
-def as_given(target: str, block: str, name: str, params: Mapping[str, Any]) -> str:
+def key_of_option(target: str, block: str, name: str, params: Mapping[str, Any]) -> str:
     """What a block's option is called in `params`: `edge_crop`, or `edge.crop` in the block."""
     flat = (key for key, place in FOLDED.get(target, {}).items() if place == (block, name) and key in params)
     return next(flat, f"{block}.{name}")

@@ -91,7 +91,7 @@ def check_arguments(
     for block, options in published.BLOCKS.get(target, {}).items():
         wrong = check_arguments(get_obj_from_str(options), arguments.get(block) or {}, name=name)
         if wrong:
-            given = published.as_given(target, block, wrong[0], params)
+            given = published.key_of_option(target, block, wrong[0], params)
             return given, wrong[1].replace(repr(wrong[0]), repr(given))
     return None
 

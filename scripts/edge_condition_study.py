@@ -28,7 +28,7 @@ from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import write_whole
 from ldm.config import check_paths, load_config
-from ldm.console import OneLineParser, some_path
+from ldm.console import OneLineParser, path_argument
 from ldm.evaluation.measure import cli as evaluate
 from ldm.evaluation.report.statistics import student_half_width
 
@@ -134,8 +134,8 @@ def check_same_settings(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 after bad input, 130 after Ctrl-C."""
     parser = OneLineParser("edge_condition_study.py", description=__doc__)
-    parser.add_argument("--out", type=some_path, default=Path("logs/edge_condition_study"))
-    parser.add_argument("--data", type=some_path, default=Path("data/demo/validation"), help="held-out photographs")
+    parser.add_argument("--out", type=path_argument, default=Path("logs/edge_condition_study"))
+    parser.add_argument("--data", type=path_argument, default=Path("data/demo/validation"), help="held-out photographs")
     parser.add_argument("--steps", type=int, default=80, help="of training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sampling-steps", type=int, default=4, help="DDIM steps of a sample")

@@ -1,80 +1,212 @@
-"""The edge experiment's arithmetic and its arms."""
+"""The edge experiment: a study from its YAML to its report, in one sitting or several."""
 
-import importlib
 import json
+import os
+import shutil
 import statistics
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
-from test_configs import flat
+from tiny_run import write_tiny_run
 
-from ldm.config import load_config
+from basicsr.utils.errors import UserError
+from ldm.config import check_config, load_config
+from ldm.study import results as kept
+from ldm.study.plan import CONFIRM, VALIDATION, Study, load_study
+from ldm.study.report import difference, over_seeds, write_report
+from ldm.study.results import METRICS, STEPS, TIME, Evaluation, RunResult, read_results, write_result
+from ldm.study.sitting import Sharing, missing_runs, seconds_per_step
+from ldm.study.train import stops_of
 
 ROOT = Path(__file__).parents[1]
+STUDIES = sorted(path for path in (ROOT / "configs/demo/edge_experiment").glob("*.yaml") if path.stem != "none")
 
-
-def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    folder, name = name.split(".")
-    monkeypatch.syspath_prepend(ROOT / folder)
-    monkeypatch.syspath_prepend(ROOT)
-    return importlib.import_module(name)
+TINY = """\
+title: Which, & why?
+config: tiny.yaml
+words: [model.params.time_replace=4, model.params.ckpt_path=null]
+steps: 2
+seeds: 2
+budget_of: plain
+sampling_steps: 1
+pictures: {train: pictures, validation: pictures, confirm: held_out}
+arms:
+  none: []
+  plain: [model.params.edge_loss_weight=auto:0.3]
+questions:
+  - {ask: "Does it pay?", first: plain, second: none}
+"""
 
 
 @pytest.fixture
-def experiment(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return module("scripts.edge_experiment", monkeypatch)
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    write_tiny_run(tmp_path)
+    shutil.copytree(tmp_path / "pictures", tmp_path / "held_out")
+    (tmp_path / "study.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    return load_study(Path("study.yaml"))
 
 
-def test_arms_differ_in_the_edge_loss_alone(experiment: ModuleType) -> None:
-    arms = {arm: flat(load_config([experiment.arm_file(arm)]).values) for arm in experiment.ARMS}
-    weights = {arm: values.pop("model.params.edge_loss_weight") for arm, values in arms.items()}
-    assert weights == {"none": 0.0, "plain": "auto:0.3", "crop_gate": "auto:0.3", "gradient": "auto:0.3"}
-    for arm, own in (("plain", {}), ("gradient", {"edge_loss_type": "gradient"}),
-                     ("crop_gate", {"edge_crop": 8, "edge_max_timestep": 400})):  # fmt: skip
-        assert arms[arm] == arms["none"] | {f"model.params.{key}": value for key, value in own.items()}
+def result(arm: str, seed: int, value: float, steps: int = 2) -> RunResult:
+    """A run all of whose metrics have one value at both stops."""
+    evaluation = Evaluation(steps, dict.fromkeys(METRICS, value))
+    return RunResult(arm, seed, {STEPS: evaluation, TIME: evaluation}, ((0, 1.0), (1, 0.5)), "a machine")
 
 
-def test_the_interval_is_students(experiment: ModuleType) -> None:
+def fill(study: Study, out: Path, gain: float, part: str = VALIDATION) -> None:
+    """Results of all runs: seeds differ much, the arms always by `gain`."""
+    for arm, seed in study.runs:
+        value = 0.3 * seed + gain * (arm.name == "plain")
+        write_result(out, part, study, arm, result(arm.name, seed, value))
+
+
+# What is shipped
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: str(file.stem))
+def test_the_shipped_studies_are_sound(file: Path) -> None:
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    study = load_study(file)
+    assert all(arm.seeds >= 5 for arm in study.arms.values()) and study.questions
+    assert {"train", VALIDATION, CONFIRM} == set(study.pictures)
+    asked = {name for each in study.questions for name in (each.first, each.second)}
+    assert asked == set(study.arms)
+    for arm in study.arms.values():
+        config = load_config([study.config], [*study.words, *arm.words])
+        check_config(config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint)
+
+
+def test_five_questions_are_shipped() -> None:
+    assert len(STUDIES) == 5
+
+
+# A sitting
+
+
+def test_a_study_is_run_reported_and_gone_on_with(study: Study) -> None:
+    def sit(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "scripts/edge_experiment.py"), "one.yaml", "--out", "out", *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+    Path("one.yaml").write_text(TINY.replace("seeds: 2", "seeds: 1"))
+    study = load_study(Path("one.yaml"))
+    done = sit("--jobs", "2", "--timing-rounds", "1")
+    assert done.returncode == 0, done.stderr
+    out = Path("out")
+    timing = json.loads((out / "timing.json").read_text())
+    found = read_results(out, VALIDATION, study)
+    assert {(each.arm, each.seed) for each in found} == {(arm.name, seed) for arm, seed in study.runs}
+    for each in found:
+        assert each.stops[STEPS].steps == 2
+        assert each.stops[TIME].steps == max(1, round(2 * timing["plain"] / timing[each.arm]))
+        assert set(each.stops[STEPS].means) == set(METRICS) and each.losses[0][0] == 0
+    assert not missing_runs(study, out) and not list(out.glob("unfinished_*"))
+    assert done.stdout.rstrip().endswith("open out/report.html")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*_*.json")}
+    (out / VALIDATION / "none_1.json").write_text("{")  # as after a crash of the disk
+    again = sit()
+    assert again.returncode == 0
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*_*.json")}
+    assert {path for path in after if after[path] != before[path]} == {
+        out / part / "none_1.json" for part in (VALIDATION, CONFIRM)
+    }
+    assert read_results(out, VALIDATION, study) == found  # the same seed, the same run
+
+
+def test_machines_share_the_runs_without_one_being_left_or_done_twice(study: Study) -> None:
+    shares = [Sharing(share=(k, 3)).mine(study.runs) for k in (1, 2, 3)]
+    assert sorted((arm.name, seed) for share in shares for arm, seed in share) == sorted(
+        (arm.name, seed) for arm, seed in study.runs
+    )
+
+
+def test_the_same_time_is_the_budgets(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = replace(study, steps=60)
+    seconds = {"none": 0.2, "plain": 0.5}
+    assert stops_of(study, study.arms["none"], seconds) == {STEPS: 60, TIME: 150}
+    assert stops_of(replace(study, budget_of=None), study.arms["none"], seconds) == {STEPS: 60}
+    # An arm that is added later is timed beside the budget's, on a machine that is twice as slow by then.
+    (tmp_path / "timing.json").write_text('{"plain": 0.5}')
+    monkeypatch.setattr("ldm.study.train.measure_seconds", lambda *_: {"plain": 1.0, "none": 0.4})
+    assert seconds_per_step(study, tmp_path, 1) == pytest.approx(seconds)
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(study: Study, tmp_path: Path) -> None:
+    fill(study, tmp_path, 0.1)
+    with pytest.raises(UserError, match="other settings than study.yaml has now: choose another --out"):
+        missing_runs(replace(study, steps=3), tmp_path)
+
+
+@pytest.mark.parametrize(("old", "new", "line"), [
+    ("second: none", "second: nune", "'nune' is not an arm; did you mean 'none'?"),
+    ("seeds: 2", "seeds: 0", "seeds is 0"),
+    ("title:", "titel:", "unknown key 'titel'; did you mean 'title'?"),
+    ("  none: []", "  none: 3", "3 is not a list of words"),
+    ("arms:", "arms: []\nnotes:", "is not a study"),
+    ("ask:", "ask: [", "cannot be read as a study"),
+])  # fmt: skip
+def test_a_mistake_in_a_study_is_one_line(study: Study, old: str, new: str, line: str) -> None:
+    Path("wrong.yaml").write_text(TINY.replace(old, new))
+    with pytest.raises(UserError) as error:
+        load_study(Path("wrong.yaml"))
+    assert line in str(error.value) and "\n" not in str(error.value) and "wrong.yaml" in str(error.value)
+
+
+# The report
+
+
+def test_the_interval_is_students_and_pairs_seeds() -> None:
     values = [0.1, 0.4, 0.3, 0.2, 0.9]
+    interval = over_seeds(values)
     half = 2.776 * statistics.stdev(values) / 5**0.5
-    assert experiment.interval(values).split() == [f"{statistics.mean(values):.4f}", "±", f"{half:.4f}"]
-    assert "one seed" in experiment.interval([0.5])
+    assert interval[:3] == pytest.approx((0.38, 0.38 - half, 0.38 + half), abs=1e-4)
+    second = dict(enumerate(values))
+    found = difference("edge_f1", {seed: value + 0.1 for seed, value in second.items()}, second | {9: 5.0})
+    assert found.interval[:3] == pytest.approx((0.1, 0.1, 0.1)) and found.interval.pictures == 5
+    assert found.better is True
+    assert difference("false_edges", {1: 2.0, 2: 2.1}, {1: 1.0, 2: 1.1}).better is False
+    assert difference("gradient_strength", {1: 2.0, 2: 2.1}, {1: 1.0, 2: 1.1}).verdict == "differs"
+    assert difference("edge_f1", {1: 1.0, 2: 0.0}, {1: 0.5, 2: 0.5}).verdict == "not told apart"
+    assert difference("edge_f1", {1: 1.0}, {1: 0.5}).verdict == "one seed"
+    assert difference("edge_f1", {}, {1: 0.5}).verdict == "no pair yet"
 
 
-def test_the_table_pairs_seeds(experiment: ModuleType) -> None:
-    results = [
-        experiment.ArmResult(arm, seed, stop, 10, 0.5 + 0.1 * index + 0.01 * seed, 10.0, 20.0)
-        for index, arm in enumerate(experiment.ARMS) for seed in (1, 2) for stop in ("steps", "time")
-    ]  # fmt: skip
-    start = dict.fromkeys(experiment.METRICS, 0.25)
-    lines = experiment.table(results, start, dict.fromkeys(experiment.ARMS, 1.5)).splitlines()
-    assert "edge F1 0.2500" in lines[0]
-    plain = next(line for line in lines if line.startswith("plain"))
-    # Every seed gains exactly 0.1, however seeds differ among themselves.
-    assert plain.split() == ["plain", "10", "1.50", "0.6150", "±", "0.0635", "0.1000", "±", "0.0000"]
+def test_the_report_answers_from_files_alone(study: Study, tmp_path: Path) -> None:
+    fill(study, tmp_path, 0.1)
+    page = write_report(study, tmp_path)
+    content: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
+    (answer,) = (each for each in content["answers"] if each["stop"] == STEPS)
+    assert answer["differences"]["edge_f1"]["mean"] == pytest.approx(0.1)
+    assert answer["differences"]["edge_f1"] | {"verdict": "better", "seeds": 2} == answer["differences"]["edge_f1"]
+    assert answer["differences"]["false_edges"]["verdict"] == "worse"
+    assert content["missing"] == 0
+    html, text = page.read_text(), (tmp_path / "report.md").read_text()
+    assert "Which, &amp; why?" in html and "Does it pay?" in html and "<svg" in html
+    assert "| Does it pay? | plain − none, after the same steps | +0.1000 ± 0.0000 ✓ |" in text
+    assert "by chance alone" in text
+    kept.result_file(tmp_path, VALIDATION, "none", 2).unlink()
+    write_report(study, tmp_path)
+    assert "1 of the study's still missing" in (tmp_path / "report.md").read_text()
 
 
-def test_finished_work_is_not_repeated(experiment: ModuleType, tmp_path: Path) -> None:
-    for value in (0.5, 0.7):  # what a second computation would give
-        assert experiment.cached(tmp_path / "a.json", lambda value=value: {"f1": value}) == {"f1": 0.5}
-    with pytest.raises(ZeroDivisionError):
-        experiment.cached(tmp_path / "b.json", lambda: 1 / 0)
-    for spoilt in (b"{", b"", b"[]", b"\xff"):
-        (tmp_path / "a.json").write_bytes(spoilt)
-        assert experiment.cached(tmp_path / "a.json", lambda: {"f1": 0.5}) == {"f1": 0.5}
-    assert json.loads((tmp_path / "a.json").read_text()) == {"f1": 0.5} and len(list(tmp_path.iterdir())) == 1
-
-
-def test_runs_of_other_settings_and_missing_weights_get_one_line(
-    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "settings.json").write_text('{"steps": 1}')
-    pictures = [f"data.params.{role}.params.gt_path={ROOT}/tests" for role in ("train", "validation")]
-    for word, line in (("model.params.ckpt_path=null", "holds runs of other settings"),
-                       ("model.params.ckpt_path=gone.ckpt", "'gone.ckpt' is not there")):  # fmt: skip
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr("sys.argv", ["edge_experiment.py", "--out", str(tmp_path), word, *pictures])
-        assert experiment.main() == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1 and line in error
+def test_held_out_pictures_are_looked_at_once(study: Study, tmp_path: Path) -> None:
+    fill(study, tmp_path, 0.1)
+    fill(study, tmp_path, -0.1, CONFIRM)
+    page = write_report(study, tmp_path)
+    assert "confirm pictures" not in page.read_text().partition("How it was made")[0]
+    write_report(study, tmp_path, confirm=["plain"])
+    assert "Differences on the confirm pictures" in (tmp_path / "report.md").read_text()
+    write_report(study, tmp_path)  # what was looked at stays in the report
+    assert "−0.1000 ± 0.0000 ✗" in (tmp_path / "report.md").read_text()
+    with pytest.raises(UserError, match="have been looked at already, for plain"):
+        write_report(study, tmp_path, confirm=["none"])
+    with pytest.raises(UserError, match="'plein' is not an arm; did you mean 'plain'"):
+        write_report(study, tmp_path / "other", confirm=["plein"])

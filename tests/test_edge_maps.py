@@ -26,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def edges(**settings: object) -> np.ndarray:
     """Of the photograph, in {0, 255}."""
-    found = EdgeMapGenerator(**settings).generate_from_numpy(PHOTO, "RGB", normalize_input=False)  # type: ignore[arg-type]
+    found = EdgeMapGenerator(**settings).generate_from_numpy(PHOTO, "RGB", normalize_input=False)  # type: ignore[arg-type]  # keywords of several types
     return (255 * found[..., 0]).astype(np.uint8)
 
 

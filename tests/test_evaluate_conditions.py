@@ -125,7 +125,7 @@ def check_the_page() -> None:
     assert 'id="edge-conditions"' in page and 'id="differences"' not in page  # which would say the same again
     assert "is a leak and no merit of the model" in page
     assert "1 run · 2 checkpoints · 4 edge conditions · 2 pictures" in page
-    slider = json.loads(re.search(r'id="slider-data">(.*?)</script>', page)[1])  # type: ignore[index]
+    slider = json.loads(re.search(r'id="slider-data">(.*?)</script>', page)[1])  # type: ignore[index]  # None fails, as it should
     labels = ["edgy, no edges", "edgy, edges", "edgy, dummy edges", "edgy, GT edges (oracle)"]
     assert list(slider["cup0"]) == ["degraded", *labels, "true"]
     # The grid has the same: each card shows every condition with its crop and its edges.

@@ -204,6 +204,11 @@ def test_reports_need_no_torch() -> None:
     assert not loaded & {"torch", *LIGHTNING}
 
 
+def test_a_study_is_reported_without_torch() -> None:
+    loaded = loaded_by("import ldm.study.report, ldm.study.sitting")
+    assert not loaded & {"torch", *LIGHTNING}
+
+
 def test_edge_maps_come_alone() -> None:
     loaded = loaded_by("import basicsr.utils.edge_utils")
     assert {"basicsr", "cv2"} <= loaded

@@ -248,7 +248,7 @@ def test_mistakes_get_one_line(here: Path, capsys: pytest.CaptureFixture[str], w
     (["-l", "pictures/0.png"], "the run folder pictures/0.png/"),
     (["degradation.gt_size=30"], "multiples of 2, these have 15 x 15 cells"),
     (["model.params.scale_factor=0"], "model.params.scale_factor is 0: give a number of 1e-06 or more"),
-    (["model.params.time_replace=2000"], "model.params.time_replace is 2000: give a number from 2 to 1000"),
+    (["model.params.time_replace=2000"], "model.params.time_replace is 2000: give a number from 1 to 1000"),
     (["data.params.num_workers=-1"], "data.params.num_workers is -1: give a number of 0 or more"),
     (["data.params.train.params.crop_size=0"], "data.params.train.params.crop_size is 0"),
     (["--val_check_interval", "1000"], "lightning: `val_check_interval` (1000) must be"),
@@ -269,7 +269,7 @@ def test_mistakes_that_show_later_get_one_line_too(
 def test_a_spoilt_checkpoint(here: Path, capsys: pytest.CaptureFixture[str], spoil: object, line: str) -> None:
     assert train("--max_steps", "1") == 0
     run = only_run(here)
-    spoil(run / "checkpoints" / "last.ckpt")  # type: ignore[operator]
+    spoil(run / "checkpoints" / "last.ckpt")  # type: ignore[operator]  # one of several functions, as parametrised
     capsys.readouterr()
     assert main(["--resume", str(run), "--max_steps", "2"]) == 2
     assert line in capsys.readouterr().err

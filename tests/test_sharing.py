@@ -117,3 +117,51 @@ def test_a_killed_process_takes_the_others_along_and_the_rest_is_made_later(whic
     made = {file.relative_to(output): file.read_bytes() for kind in FOLDERS for file in (output / kind).iterdir()}
     want = {file.relative_to(whole): file.read_bytes() for kind in FOLDERS for file in (whole / kind).iterdir()}
     assert made == want and len(left) < len(want)
+
+
+RAISING = """
+import sys
+from pathlib import Path
+from basicsr.utils.errors import UserError
+from ldm.console import exit_status
+from ldm.inference.sharing import Team
+
+def run():
+    team = Team.of(2, device="cpu")
+    team.gathered("here")
+    if str(team.rank) == sys.argv[1]:
+        Path("raised").touch()
+        raise UserError("the disk is full")
+    team.sums(1)
+    return 0
+
+sys.exit(exit_status(run, interrupted="interrupted"))
+"""
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_process_that_fails_says_why_and_the_other_ends_without_a_trace(which: int, tmp_path: Path) -> None:
+    (tmp_path / "raising.py").write_text(RAISING)
+    arguments = [sys.executable, "raising.py", str(which)]
+    with subprocess.Popen(arguments, cwd=tmp_path, env=ALONE, stderr=subprocess.PIPE, text=True) as first:
+        assert wait((tmp_path / "raised").exists)
+        others = children(first.pid)
+        assert wait(lambda: first.poll() is not None and not any(map(alive, others)), 15)
+        said = first.stderr.read() if first.stderr else ""
+    # The first one waits for the second: it says so, unless Lightning ends it before.
+    line = "error: one of the 2 processes failed, as it says itself, or was killed; the same command goes on"
+    expected = {"error: the disk is full"} | ({line} if which else set())
+    assert "error: the disk is full" in said.splitlines() and set(said.splitlines()) <= expected, said
+    assert first.returncode != 0
+
+
+def test_what_all_processes_find_is_told_once(here: Path) -> None:
+    (here / "bad.ckpt").write_bytes(b"no weights")
+    words = ["--base", "tiny.yaml", "--ckpt", "bad.ckpt", "--input", "small", "--output", "none", "--devices", "2"]
+    for script in ("upscale", "generate_cfw_data"):
+        command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *words]
+        done = subprocess.run(command, cwd=here, env=ALONE, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 2
+        assert done.stderr.count("error: bad.ckpt cannot be read") == 1 and len(done.stderr.splitlines()) == 1, (
+            done.stderr
+        )

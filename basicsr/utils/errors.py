@@ -1,8 +1,12 @@
 """The one exception that is meant for a user's eyes, and the sentences that all its messages share."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+# What may move the cursor, colour, ring, or turn the writing round, and halves of characters, which cannot be written.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -53,3 +57,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near!r}?"
     return f"; known: {', '.join(names)}" if len(names) <= 40 else ""
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters, as names of files may hold them, spelt out: `\x1b`. Ends of lines stay."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -10,11 +10,10 @@ scheduler/ as diffusers loads them, and stablesr/ with the rest. webui: the modu
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from basicsr.utils.errors import FieldError
-from ldm.console import OneLineParser, configure_logging, exit_status, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, path_argument, say
 
 FORMS = ("safetensors", "diffusers", "hub-folder", "webui")
 
@@ -45,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     options = Options(args.format, args.dtype, args.ema, args.trained_only, tuple(args.without))
     card = model_card(args.target.name, weights.facts, report, args.push or "OWNER/NAME")
     for file in write(weights, options, args.target, card):
-        sys.stdout.write(f"{file}: {file.stat().st_size / 1e6:.2f} MB\n")
+        say(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
     if args.push:
-        sys.stdout.write(f"{hub.push(args.target, args.push, private=args.private)}\n")
+        say(hub.push(args.target, args.push, private=args.private))
     return 0
 
 
@@ -56,7 +55,7 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser("stablesr-edge export", description=__doc__)
     add = parser.add_argument
     add("source", help="a checkpoint: a file, a folder, or hf://owner/name[/file]")
-    add("target", type=some_path, help="the file or folder to write, which is not there yet")
+    add("target", type=path_argument, help="the file or folder to write, which is not there yet")
     add("--format", choices=FORMS, default="safetensors", help="default: safetensors")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
     add("--ema", action=argparse.BooleanOptionalAction, help="the averaged weights (default: where there are any)")
@@ -65,7 +64,7 @@ def make_parser() -> OneLineParser:
     add("--base", metavar="YAML", help="the config of the checkpoint, where nothing else tells it")
     add("--licence", metavar="NAME", help="such as openrail++ (default: by the base model; see the README)")
     add("--base_model", metavar="NAME", help="what training started from (default: by the config)")
-    add("--report", type=some_path, metavar="FOLDER", help="an evaluation, whose figures go into the model card")
+    add("--report", type=path_argument, metavar="FOLDER", help="an evaluation, whose figures go into the model card")
     add("--push", metavar="OWNER/NAME", help="bring the folder to this page of the hub, which is made if need be")
     add("--private", action="store_true", help="make that page a private one")
     return parser

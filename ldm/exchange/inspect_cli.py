@@ -6,10 +6,9 @@ FILE may be a .ckpt or .safetensors file, a folder in diffusers' layout, or hf:/
 shapes and types are read, not the weights.
 """
 
-import sys
 from collections.abc import Sequence
 
-from ldm.console import OneLineParser, configure_logging, exit_status
+from ldm.console import OneLineParser, configure_logging, exit_status, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,5 +25,5 @@ def run(files: Sequence[str]) -> int:
     from ldm.models.formats.inspect import describe
 
     for file in files:
-        sys.stdout.write(f"{describe(file)}\n")
+        say(str(describe(file)))
     return 0

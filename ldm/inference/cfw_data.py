@@ -149,14 +149,14 @@ class Degraded(Dataset[DegradedPicture | str]):
             yield list(zip(self.jobs[start : start + size], frames, strict=True))
 
 
-class Maker:
+class SampleWriter:
     """Stage 1 at work on batches; after one for which memory did not suffice, on smaller ones."""
 
     def __init__(self, networks: Networks, sampling: Sampling, seed: int, folder: Path) -> None:
         self.networks, self.sampling, self.seed, self.folder = networks, sampling, seed, folder
         self.limit: int | None = None  # pictures at once, where memory has set one
 
-    def make(self, batch: Sequence[tuple[Job, DegradedPicture]]) -> Iterator[tuple[Job, bool]]:
+    def write(self, batch: Sequence[tuple[Job, DegradedPicture]]) -> Iterator[tuple[Job, bool]]:
         """Write the files of a batch; tells of each job whether its latent was finite. Else nothing is written.
 
         Raises:
@@ -172,7 +172,7 @@ class Maker:
                     raise UserError("not enough memory for one picture: try precision bf16") from error
                 self.limit = len(part) // 2
                 torch.cuda.empty_cache()
-                yield from self.make(batch[start:])
+                yield from self.write(batch[start:])
                 return
             for (job, frames), z, sample_01 in zip(part, *made, strict=True):
                 finite = bool(z.isfinite().all() and sample_01.isfinite().all())

@@ -15,13 +15,23 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from basicsr.utils.errors import FieldError, UserError, closest
 from basicsr.utils.files import OutputError
 from basicsr.utils.img_util import MAX_PIXELS
-from ldm.console import OneLineParser, configure_logging, is_first_process, some_path
+from ldm.console import (
+    INTERRUPTED,
+    OneLineParser,
+    configure_logging,
+    is_first_process,
+    path_argument,
+    say,
+    say_error,
+    tell,
+)
 from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MAX_FACTOR, MIN_TILE, PRECISIONS, Edges, UpscaleSettings
 
 if TYPE_CHECKING:
@@ -38,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(make_parser().parse_args(argv))
     except UserError as error:
-        _say(f"error: {told(error)}")
-        return 2
+        return say_error(error_line(error))
     except KeyboardInterrupt:
-        _say("interrupted: finished pictures are kept; the same command goes on with the others")
-        return 130
+        return tell(
+            "interrupted: finished pictures are kept; the same command goes on with the others", status=INTERRUPTED
+        )
 
 
-def told(error: UserError) -> str:
+def error_line(error: UserError) -> str:
     """An error in the words of a command line: flags in place of fields."""
     if isinstance(error, FieldError):
         return f"--{FLAGS.get(error.field, error.field)} {error.problem}"
@@ -88,13 +98,16 @@ def run(args: argparse.Namespace) -> int:
     check_names(tasks, options)
     team = Team.of(args.devices, device=args.device)
     device = str(team.device) if team.size > 1 else args.device
-    config, ckpt, defaults = choose(args.base, checkpoint_of(args), args.variant)
+    config, ckpt, defaults = team.together(lambda: choose(args.base, checkpoint_of(args), args.variant))
     settings = replace(defaults, **given)
-    upscaler = Upscaler.from_checkpoint(
-        config, ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=device, precision=args.precision
+    upscaler = team.together(
+        lambda: Upscaler.from_checkpoint(
+            config, ckpt, cfw_ckpt=args.cfw_ckpt, settings=settings, device=device, precision=args.precision
+        )
     )
     options = replace(options, edges_told=args.save_edges and upscaler.networks.model.edge_condition is not None)
-    outcome = upscale_files(upscaler, team.share(tasks), options, progress_bars if team.first else no_progress)
+    progress = partial(progress_bars, processes=team.size) if team.first else no_progress
+    outcome = upscale_files(upscaler, team.share(tasks), options, progress)
     parts = team.gathered((len(outcome.finished), len(outcome.skipped), failures(outcome)))
     return report(parts, args) if team.first else 0
 
@@ -124,9 +137,9 @@ def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
 
 def failures(outcome: "Outcome") -> list[str]:
     """A line for each picture that failed."""
-    told_of = [(task.source, told(error)) for task, error in outcome.failed]
+    failed = [(task.source, error_line(error)) for task, error in outcome.failed]
     # Messages of the reader begin with the path already.
-    return [reason if reason.startswith(str(source)) else f"{source}: {reason}" for source, reason in told_of]
+    return [reason if reason.startswith(str(source)) else f"{source}: {reason}" for source, reason in failed]
 
 
 def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace) -> int:
@@ -134,7 +147,7 @@ def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace
     finished, skipped = sum(done for done, _, _ in parts), sum(left for _, left, _ in parts)
     failed = [line for _, _, lines in parts for line in lines]
     for line in failed:
-        _say(f"error: {line}")
+        say("error: " + line.replace("\n", r"\n"), sys.stderr)
     counts = [
         f"{finished} upscaled",
         f"{skipped} skipped, finished before (--overwrite)",
@@ -142,26 +155,31 @@ def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace
     ]
     said = [words for words in counts if not words.startswith("0")] or counts[:1]
     if len(failed) != 1 or args.input.is_dir():
-        sys.stdout.write(f"{', '.join(said)}; results: {args.output}\n")
+        say(f"{', '.join(said)}; results: {args.output}")
     if not failed:
         return 0
     return 1 if finished or skipped else 2
 
 
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+def progress_bars(name: str, parts: Iterable[Any], processes: int = 1) -> Iterable[Any]:
+    """One progress bar over the pictures, and below it one over what is done with the present one.
 
-
-def progress_bars(name: str, parts: Iterable[Any]) -> Iterable[Any]:
-    """One progress bar over the pictures, and below it one over what is done with the present one."""
+    Of several processes this one shows it, and takes the others to be as quick.
+    """
     from tqdm import tqdm
 
     parts = list(parts)
     whole = name == "pictures"
     # A single picture needs no bar of its own. Where the output is no terminal there are none.
-    hidden = True if whole and len(parts) == 1 else None
+    hidden = True if whole and len(parts) * processes == 1 else None
     bar: Iterable[Any] = tqdm(
-        parts, desc=name, leave=False, position=0 if whole else 1, disable=hidden, dynamic_ncols=True
+        parts,
+        desc=name,
+        leave=False,
+        position=0 if whole else 1,
+        disable=hidden,
+        dynamic_ncols=True,
+        unit_scale=processes if whole and processes > 1 else False,
     )
     return bar
 
@@ -180,9 +198,13 @@ def make_parser() -> OneLineParser:
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--input", type=some_path, required=True, metavar="PATH", help="a picture, or a folder of them")
+    add("--input", type=path_argument, required=True, metavar="PATH", help="a picture, or a folder of them")
     add(
-        "--output", type=some_path, default=Path("results"), metavar="FOLDER", help="for the results (default: results)"
+        "--output",
+        type=path_argument,
+        default=Path("results"),
+        metavar="FOLDER",
+        help="for the results (default: results)",
     )
     add("--overwrite", action="store_true", help="redo finished pictures")
     add("--bits", type=int, default=8, metavar="8|16", help="bits per channel of the results, PNG (default: 8)")
@@ -210,7 +232,8 @@ def add_model(group: argparse._ArgumentGroup) -> None:
     add("--sd", metavar="FILE", help="Stable Diffusion 2.1, or a model tuned from it, where --ckpt is a module alone")
     add("--variant", metavar="NAME", help="without --base: 512, 768v or turbo, where a checkpoint may be any of them")
     add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), or the layers of CFW alone")
-    add("--precision", default="fp32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: fp32)")
+    choices = f"{', '.join(PRECISIONS)}, or auto: what the device does well"
+    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {choices} (default: fp32)")
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
 
 
@@ -255,7 +278,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--tile",
-        type=_tile,
+        type=_number_or_word,
         metavar="auto|none|N",
         help=f"side of the tiles, pixels of the result, {MIN_TILE} or more; smaller needs less memory. auto (the "
         "default) is the size that the model was trained at; none takes the whole picture at once",
@@ -263,9 +286,9 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     add("--tile_overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (default: a third)")
     add(
         "--batch",
-        type=int,
-        metavar="N",
-        help=f"tiles, or small pictures, that go through the network at once {default('batch')}",
+        type=_number_or_word,
+        metavar="auto|N",
+        help="tiles, or small pictures, that go through the network at once (default: auto, as many as fit in memory)",
     )
     add("--seed", type=int, metavar="N", help=f"same seed, same result {default('seed')}")
 
@@ -301,7 +324,7 @@ def _add_reference(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--reference",
-        type=some_path,
+        type=path_argument,
         metavar="FOLDER|FILE",
         help="pictures of the same faces, aligned alike, by the inputs' names: results are drawn towards them",
     )
@@ -317,5 +340,5 @@ def _add_reference(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _tile(word: str) -> int | str:
+def _number_or_word(word: str) -> int | str:
     return int(word) if word.lstrip("-").isdecimal() else word

@@ -11,7 +11,6 @@ kept unless --overwrite is given. They are the maps that training makes by itsel
 import argparse
 import io
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import FieldError, UserError, fields_named
 from basicsr.utils.files import OutputError, write_whole
 from basicsr.utils.img_util import find_pictures, read_rgb_01
-from ldm.console import OneLineParser, configure_logging, some_path
+from ldm.console import OneLineParser, configure_logging, path_argument, say_error
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         with fields_named(lambda field: f"--{FLAGS.get(field, field)}"):
             return run(make_parser().parse_args(argv))
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return say_error(str(error))
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = OneLineParser("edge_maps.py", description=__doc__)
     add = parser.add_argument
-    add("input", type=some_path, metavar="IN", help="folder of pictures, searched with its subfolders")
-    add("output", type=some_path, metavar="OUT", help="folder for the maps; IN itself puts them beside the pictures")
+    add("input", type=path_argument, metavar="IN", help="folder of pictures, searched with its subfolders")
+    add(
+        "output", type=path_argument, metavar="OUT", help="folder for the maps; IN itself puts them beside the pictures"
+    )
     add(
         "--thresholds", choices=("fixed", "median"), default="fixed", help="the same for all pictures, or by its median"
     )

@@ -27,10 +27,10 @@ from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest, write_whole
 from ldm.config import Config, load_config
-from ldm.console import OneLineParser, configure_logging, exit_status, some_path
-from ldm.inference.cfw_data import Degraded, Maker, list_jobs, split
+from ldm.console import OneLineParser, configure_logging, exit_status, path_argument
+from ldm.inference.cfw_data import Degraded, SampleWriter, list_jobs, split
 from ldm.inference.networks import Networks, demo_files
-from ldm.inference.settings import PRECISIONS
+from ldm.inference.settings import PRECISION_CHOICES
 from ldm.inference.sharing import Team
 from ldm.models.diffusion.sampling import Sampling
 
@@ -71,15 +71,15 @@ def run(args: argparse.Namespace) -> int:
     team = Team.of(args.devices, args.nodes, args.device)
     if not team.first:
         logging.disable(logging.WARNING)
-    networks = Networks.load(base, ckpt, None, str(team.device), args.precision)
+    networks = team.together(lambda: Networks.load(base, ckpt, None, str(team.device), args.precision))
     settings = _settings(config, networks, args)
-    _check_former(args.output / SUMMARY, settings)
+    team.together(lambda: _check_former(args.output / SUMMARY, settings))
     if team.first:
         _write(args.output, settings)
     started = time.monotonic()
     missing = [job for job in team.share(jobs) if not job.done(args.output)]
     dataset = Degraded(missing, config, args.input[0], args.seed)
-    counts = _make(dataset, Maker(networks, sampling, args.seed, args.output), team, args)
+    counts = _make(dataset, SampleWriter(networks, sampling, args.seed, args.output), team, args)
     made, not_finite, unreadable = map(int, team.sums(counts.made, counts.not_finite, counts.unreadable))
     if team.first:
         seconds = time.monotonic() - started
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if team.first and (not_finite or unreadable) else 0
 
 
-def _make(dataset: Degraded, maker: Maker, team: Team, args: argparse.Namespace) -> Counts:
+def _make(dataset: Degraded, writer: SampleWriter, team: Team, args: argparse.Namespace) -> Counts:
     """This process's share. The bar shows all processes, taking the others to be as quick as this one."""
     counts = Counts()
     often = 0.1 if sys.stderr.isatty() else 10.0  # seconds
@@ -108,7 +108,7 @@ def _make(dataset: Degraded, maker: Maker, team: Team, args: argparse.Namespace)
                 counts.unreadable += 1
                 log.warning("left out: %s", reason)
             bar.update(len(bad) * team.size)
-            for job, finite in maker.make(good):
+            for job, finite in writer.write(good):
                 counts.made += finite
                 counts.not_finite += not finite
                 if not finite:
@@ -120,7 +120,8 @@ def _make(dataset: Degraded, maker: Maker, team: Team, args: argparse.Namespace)
 def _settings(config: Config, networks: Networks, args: argparse.Namespace) -> dict[str, Any]:
     """All that decides what a sample of a given name holds."""
     recipe = [config.get(key) for key in ("degradation", "sf", "model.params.use_usm", "data.params.train")]
-    options = {name: getattr(args, name) for name in ("steps", "sampler", "seed", "precision")}
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("steps", "sampler", "seed")}
+    options["precision"] = networks.precision  # what auto came to
     return options | {"weights": networks.identity, "degradation": digest(json.dumps(recipe, sort_keys=True))}
 
 
@@ -149,7 +150,7 @@ def make_parser() -> OneLineParser:
     add("--base", metavar="YAML", help="the config that the checkpoint was trained with")
     add("--ckpt", metavar="FILE", help="the stage-1 checkpoint: .ckpt or .safetensors")
     add("--input", nargs="+", required=True, metavar="FOLDER", help="folders of good pictures, searched recursively")
-    add("--output", type=some_path, required=True, metavar="FOLDER", help="where inputs, gts, latents, samples go")
+    add("--output", type=path_argument, required=True, metavar="FOLDER", help="where inputs, gts, latents, samples go")
     add(
         "--repeats",
         type=int,
@@ -161,7 +162,7 @@ def make_parser() -> OneLineParser:
     add("--sampler", default="ddpm", metavar="NAME", help="ddpm (ancestral), ddim, dpmpp or unipc (ddpm)")
     add("--seed", type=int, default=23, metavar="N", help="same seed, same files (23)")
     add("--batch", type=int, default=16, metavar="N", help="samples at once; halved where memory does not suffice (16)")
-    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {', '.join(PRECISIONS)} (fp32)")
+    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {', '.join(PRECISION_CHOICES)} (fp32)")
     add(
         "--devices", type=_devices, default="auto", metavar="auto|N", help="processes on this machine, one a GPU (auto)"
     )

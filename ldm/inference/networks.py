@@ -12,12 +12,13 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest
 from ldm import shipped
 from ldm.config import Config, load_config
-from ldm.inference.settings import PRECISIONS, check_choice
+from ldm.inference.precision import chosen_precision
+from ldm.inference.settings import PRECISIONS
 from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.build import FIRST_STAGE, build_model
 from ldm.models.diffusion.checkpoint import FROZEN
 from ldm.models.diffusion.ddpm import MAY_BE_NEW, LatentDiffusionSRTextWT
-from ldm.models.formats.reading import Source, as_given, named, read_state_dict
+from ldm.models.formats.reading import Source, config_value, named, read_state_dict
 from ldm.modules.diffusionmodules.blocks import Downsample
 from ldm.util import get_obj_from_str
 
@@ -87,7 +88,7 @@ class Networks:
             FieldError: a device that is not there, or an unknown precision.
         """
         where = chosen_device(device)
-        dtype = DTYPES[check_choice("precision", precision, PRECISIONS)]
+        dtype = DTYPES[chosen_precision(precision, where)]
         if not isinstance(config, Config):
             config = load_config([config], ["model.params.edge_loss_weight=0"])  # nothing is trained here
         model = _model(config, ckpt).eval().requires_grad_(requires_grad=False)
@@ -97,7 +98,7 @@ class Networks:
         networks: tuple[nn.Module, ...] = (model.model, model.structcond_stage_model)
         for network in networks:
             # Channels last: the layout that convolutions are fastest in, on both kinds of device.
-            network.to(device=where, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(device=where, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack this combination
         model.first_stage_model.to(where)
         frame = config.get("degradation.gt_size") or model.first_stage_model.config.resolution
         return cls(model, cfw, frame, where)
@@ -148,7 +149,7 @@ def _cfw(config: Config, ckpt: Source, cfw_ckpt: str | Path) -> AutoencoderKLRes
     if all("fusion_layer" in key for key in read_state_dict(cfw_ckpt, values=False)):
         # CFW is trained with the autoencoder of stage 1 as it is.
         inside = any(key.startswith(FIRST_STAGE) for key in read_state_dict(ckpt, values=False))
-        first_stage = as_given(ckpt) if inside else params.get("ckpt_path")
+        first_stage = config_value(ckpt) if inside else params.get("ckpt_path")
         files = [*([first_stage] if isinstance(first_stage, str) else first_stage or []), *files]
     return AutoencoderKLResi(
         params.get("ddconfig", {}), {"target": "torch.nn.Identity"}, params.get("embed_dim", 4), ckpt_path=files

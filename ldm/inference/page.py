@@ -35,7 +35,7 @@ CSS = """
 """
 
 
-def handed_in(payload: Any) -> str | None:
+def uploaded_path(payload: Any) -> str | None:
     """The path that a picture box was given, as it is: `gr.Image` would decode it, and fail where it is broken."""
     return None if payload is None or not payload.path else str(payload.path)
 
@@ -289,12 +289,12 @@ def build(service: Service, visitors: Visitors, defaults: UpscaleSettings, *, de
                 picture = gr.Image(
                     label="Your picture", sources=["upload", "clipboard"], buttons=[], height=300, elem_id="picture"
                 )
-                picture.preprocess = handed_in
+                picture.preprocess = uploaded_path
                 drawn = gr.Image(
                     label="Its edges, white on black (if you have drawn some)", sources=["upload", "clipboard"],
                     buttons=[], height=180, elem_id="edges", visible=edgy,
                 )  # fmt: skip
-                drawn.preprocess = handed_in
+                drawn.preprocess = uploaded_path
                 controls = choices(defaults, demo=demo, cfw=service.networks.cfw is not None)
                 go = gr.Button("Upscale", variant="primary", interactive=False, elem_id="go")
                 stop = gr.Button("Stop", visible=False, elem_id="stop")

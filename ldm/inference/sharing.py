@@ -3,22 +3,24 @@
 Every process runs the same command, takes its share of the same list, and writes its own files:
 
     team = Team.of(devices, nodes)
+    networks = team.together(lambda: Networks.load(...))
     for job in team.share(jobs): ...
     done, failed = team.sums(done, failed)
 
 Lightning starts the processes and finds the ranks, on one machine as under Slurm or torchrun. What is made of a job
-must be a function of the job alone; then nothing depends on who does it. Where one of them fails, the others stop
-within seconds.
+must be a function of the job alone; then nothing depends on who does it. Where one of them fails, it says why, and the
+others stop within seconds, without a trace of their own.
 """
 
 import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -28,11 +30,12 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-from basicsr.utils.errors import FieldError
+from basicsr.utils.errors import FieldError, UserError
 from ldm.inference.networks import chosen_device
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
+FAILED = 1  # the exit status of a process that ends because another one has
 FOREVER = timedelta(days=365)  # the quickest process waits for the slowest at the end
 
 
@@ -66,7 +69,8 @@ class Team:
         started_elsewhere = SLURMEnvironment.detect() or TorchElasticEnvironment.detect()
         if count * nodes == 1 and not started_elsewhere:
             return cls(0, 1, chosen_device(device))
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        for name in ("lightning_fabric", "pytorch_lightning"):  # Fabric's messages go by the one that is imported last
+            logging.getLogger(name).setLevel(logging.WARNING)
         fabric = Fabric(
             accelerator="cuda" if gpus else "cpu",
             devices=count,
@@ -85,6 +89,24 @@ class Team:
         """Whether this is the process that speaks."""
         return self.rank == 0
 
+    def together(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns, which all processes do; it fails in all where it fails in one.
+
+        Raises:
+            UserError, SystemExit: the first error; only the first process says so.
+        """
+        result, problem = None, None
+        try:
+            result = work()
+        except UserError as error:
+            problem = error
+        problems = [each for each in self.gathered(problem) if each is not None]
+        if problems and not self.first:
+            raise SystemExit(FAILED)
+        if problems:
+            raise problems[0]
+        return cast(Value, result)
+
     def share(self, jobs: Sequence[Job]) -> list[Job]:
         """This process's part of a list that all have alike."""
         return list(jobs[self.rank :: self.size])
@@ -93,26 +115,45 @@ class Team:
         """The first process's value, for all; anything that can be pickled."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values)
+            with self._meeting():
+                dist.broadcast_object_list(values)
         return values[0]
 
     def gathered(self, value: Value) -> list[Value]:
         """Every process's value, by rank. They wait here for each other."""
         values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(values, value)
+            with self._meeting():
+                dist.all_gather_object(values, value)
         return values
 
     def sums(self, *numbers: float) -> list[float]:
         """Each number summed over all processes, which wait here for each other."""
         total = torch.tensor(numbers, dtype=torch.float64)
         if self.size > 1:
-            dist.all_reduce(total)
+            with self._meeting():
+                dist.all_reduce(total)
         return total.tolist()
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """All processes talk to each other within.
+
+        Raises:
+            UserError, SystemExit: another one has failed or was killed; only the first process says so.
+        """
+        try:
+            yield
+        except RuntimeError as error:  # of the library that connects them
+            if not self.first:
+                raise SystemExit(FAILED) from error
+            raise UserError(
+                f"one of the {self.size} processes failed, as it says itself, or was killed; the same command goes on"
+            ) from error
 
 
 def _end_with(parent: int) -> None:
     """End this process as soon as its parent is gone."""
     while os.getppid() == parent:
         time.sleep(0.5)
-    os._exit(1)
+    os._exit(FAILED)

@@ -182,12 +182,12 @@ class AutoencoderKLResi(AutoencoderKL):
     def make_decoder(self, config: DDConfig) -> FusionDecoder:
         return FusionDecoder(config)
 
-    def encode(self, image_pm1: Tensor) -> tuple[DiagonalGaussianDistribution, list[Tensor]]:  # type: ignore[override]
+    def encode(self, image_pm1: Tensor) -> tuple[DiagonalGaussianDistribution, list[Tensor]]:  # type: ignore[override]  # gives the features besides
         """The posterior, and the encoder's features of every level, fine to coarse."""
         moments, features = self.encoder.forward_features(image_pm1)
         return DiagonalGaussianDistribution(self.quant_conv(moments)), features
 
-    def decode(  # type: ignore[override]
+    def decode(  # type: ignore[override]  # takes the features besides
         self, z: Tensor, features: Sequence[Tensor], w: float | None = None
     ) -> Tensor:
         """Unscaled latents and encoder features to a picture, not clamped.
@@ -233,7 +233,7 @@ class AutoencoderKLResi(AutoencoderKL):
             for parameters in (*networks, list(self.loss.discriminator.parameters()))
         ]
 
-    def training_step(self, pair: Pair, batch_idx: int) -> None:  # type: ignore[override]
+    def training_step(self, pair: Pair, batch_idx: int) -> None:  # type: ignore[override]  # manual optimisation returns nothing
         """Two backward passes; at the last batch of those that accumulate, a step of both optimisers."""
         autoencoder, discriminator = self.optimizers()  # type: ignore[attr-defined]  # a list of two
         pair = _with_latents(pair)

@@ -7,7 +7,7 @@ from basicsr.utils.errors import FieldError, fields_named
 from ldm.config import Config
 from ldm.models.diffusion.checkpoint import FROZEN
 from ldm.models.diffusion.frozen_parts import build_with
-from ldm.models.formats.reading import Source, as_given, read_state_dict
+from ldm.models.formats.reading import Source, config_value, read_state_dict
 from ldm.util import instantiate_from_config
 
 FIRST_STAGE = "first_stage_model."
@@ -32,7 +32,7 @@ def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: fl
         held = read_state_dict(ckpt, values=False)
         if FROZEN in held:
             return build_with(lambda: build_model(config, learning_rate=learning_rate), params.get("ckpt_path"), ckpt)
-        params |= {"ckpt_path": as_given(ckpt), "ignore_keys": [FIRST_STAGE]}
+        params |= {"ckpt_path": config_value(ckpt), "ignore_keys": [FIRST_STAGE]}
         if any(key.startswith(FIRST_STAGE) for key in held):
             first_stage = params["first_stage_config"]
             own = {**(first_stage.get("params") or {}), "ckpt_path": None}

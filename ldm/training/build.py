@@ -18,6 +18,7 @@ from ldm.models.build import build_model
 from ldm.run_folder import RunFolder, RunSettings
 from ldm.training.callbacks.checkpoint_io import AtomicCheckpointIO
 from ldm.training.callbacks.checkpoints import StepCheckpoint
+from ldm.training.callbacks.edge_strength import EdgeStrength
 from ldm.training.callbacks.learning_rate import UseLearningRate
 from ldm.training.callbacks.progress import StepProgress
 from ldm.training.callbacks.skip_not_finite import SkipNotFinite
@@ -48,7 +49,7 @@ def yaml_callbacks(config: Config) -> list[Callback]:
     """
     callbacks: list[Callback] = []
     for name, block in config.get("lightning.callbacks", {}).items():
-        with fields_named(lambda field, name=name: f"lightning.callbacks.{name}.params.{field}"):  # type: ignore[misc]
+        with fields_named(lambda field, name=name: f"lightning.callbacks.{name}.params.{field}"):  # type: ignore[misc]  # mypy infers no lambda with a default
             callback = instantiate_from_config(block)
         if not isinstance(callback, Callback):
             raise UserError(f"lightning.callbacks.{name}: {callback!r} is not a callback of Lightning's")
@@ -68,7 +69,7 @@ def build_trainer(run: Run, callbacks: list[Callback], loggers: list[Logger]) ->
         return pl.Trainer(
             **arguments,
             # The last two save: KeepLast what StepCheckpoint knows.
-            callbacks=[UseLearningRate(), *callbacks[:-1], checkpoint, callbacks[-1]],
+            callbacks=[UseLearningRate(), EdgeStrength(), *callbacks[:-1], checkpoint, callbacks[-1]],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=run.folder.path,

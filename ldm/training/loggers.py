@@ -199,7 +199,7 @@ class UnattendedWandb(WandbLogger):
             id=wandb_id,
             dir=self.folder.resolve(),  # the writing is done by a process that may be elsewhere
             resume="allow" if self._resumed and mode == "online" else None,
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,  # type: ignore[arg-type]  # mode is a str, W&B asks for its literals
             config=self._config,
             settings=wandb.Settings(silent=mode != "online", console="off", init_timeout=30),
         )

@@ -39,7 +39,7 @@ def train(options: Options, signals: StopSignals) -> int:
     Raises:
         UserError: what the user can mend.
     """
-    quieten_libraries()
+    quiet_lightning()
     try:
         run = begin(options)
         if options.check:
@@ -207,7 +207,7 @@ def summarise(trainer: pl.Trainer, folder: RunFolder, seconds: float) -> None:
     rows |= {name: str(place) for name, place in places.items() if place and place.exists()}
     for name, value in rows.items():
         log.info("%-15s %s", name, value)
-    for probe in trainer.callbacks:  # type: ignore[attr-defined]
+    for probe in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it, and declares it not
         if isinstance(probe, EdgeProbe) and probe.end:
             log.info("%s", probe.report())
 
@@ -219,7 +219,7 @@ def save_curves(folder: RunFolder) -> Path | None:
     return picture if save_loss_curves(read_metrics(folder.path / "metrics.csv"), picture) else None
 
 
-def quieten_libraries() -> None:
+def quiet_lightning() -> None:
     """Of Lightning's messages, only what matters."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -94,10 +94,10 @@ def test_no_size_is_too_small(shape: tuple[int, int]) -> None:
 
 def test_the_generator_decides_everything() -> None:
     gt = photographs()
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # a tuple, as legacy=True is the default
     first = [degraded(gt, seed)[0] for seed in range(4)]
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index]
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index]  # a tuple, as legacy=True is the default
     torch.rand(3)
     np.random.rand(3)
     assert all(torch.equal(degraded(gt, seed)[0], lq) for seed, lq in enumerate(first))
@@ -163,7 +163,7 @@ def test_each_kernel_takes_part_in_its_own_sample() -> None:
     run = pipeline(**HARMLESS | {"second_blur_prob": 1.0})
 
     def lq(*kernels: torch.Tensor) -> torch.Tensor:
-        return run(gt, *kernels, torch.Generator().manual_seed(0))[0]  # type: ignore[call-arg,arg-type]
+        return run(gt, *kernels, torch.Generator().manual_seed(0))[0]  # type: ignore[call-arg,arg-type]  # mypy does not count what * gives
 
     plain = lq(sharp, sharp, sharp)
     for place in range(3):
@@ -276,4 +276,4 @@ def test_missing_keys_are_named() -> None:
     with pytest.raises(UserError, match="^degradation lacks noise_range, jpeg_range2"):
         DegradationConfig.from_mapping(short)
     with pytest.raises(UserError, match="degradation is None"):
-        DegradationConfig.from_mapping(None)  # type: ignore[arg-type]
+        DegradationConfig.from_mapping(None)  # type: ignore[arg-type]  # wrong on purpose

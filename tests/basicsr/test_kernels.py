@@ -107,7 +107,7 @@ def test_exponents_fall_below_and_above_one_equally_often() -> None:
 
 def test_sinc_cutoff_rule() -> None:
     class Recorder(np.random.Generator):
-        def uniform(self, low: float, high: float) -> float:  # type: ignore[override]
+        def uniform(self, low: float, high: float) -> float:  # type: ignore[override]  # NumPy's takes arrays too
             asked.append((low, high))
             return low
 

@@ -113,4 +113,4 @@ def test_sources_are_plain_and_frozen(folder: Path) -> None:
     sources = PictureSources(str(folder), image_type="jpg")
     assert sources.paths(seed=0) == [str(folder / "with space.jpg")]
     with pytest.raises(AttributeError):
-        sources.mul_num = 2  # type: ignore[misc]
+        sources.mul_num = 2  # type: ignore[misc]  # frozen, which is what is tested

@@ -146,7 +146,7 @@ def test_seed_and_epoch_change_crops_flips_and_kernels(zoo: Path) -> None:
         epochs = torch.cat([batch[key] for batch in first]).chunk(2)
         assert not torch.equal(epochs[0], epochs[1]), key
         assert not torch.equal(torch.cat([batch[key] for batch in other]), epochs[0]), key
-    assert_equal([dataset[np.int64(17)]], [dataset[17]])  # type: ignore[index]
+    assert_equal([dataset[np.int64(17)]], [dataset[17]])  # type: ignore[index]  # NumPy's integers are numbers too
 
 
 def test_negative_index_is_refused(zoo: Path) -> None:

@@ -108,5 +108,5 @@ def test_a_value_that_is_not_supported_is_named(key: str, value: object, tmp_pat
     write_samples(tmp_path, 1)
     for dataset in (SingleImageNPDataset, SingleImageDataset):
         with pytest.raises(FieldError) as error:
-            dataset(str(tmp_path), **{key: value})  # type: ignore[arg-type]
+            dataset(str(tmp_path), **{key: value})  # type: ignore[arg-type]  # wrong on purpose
         assert error.value.field == key

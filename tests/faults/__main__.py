@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="to work in, and to find the logs in (default: one that goes)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train.quieten_libraries()  # imported here, so that forked processes need not
+    train.quiet_lightning()  # imported here, so that forked processes need not
     clean = True
     with tempfile.TemporaryDirectory() as scratch:
         for processes, count in ((1, options.kills), (2, options.kills2)):

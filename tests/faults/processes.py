@@ -55,7 +55,7 @@ def failing(folder: Path, rank: int) -> tuple[list[int], float, str]:
 
 def main() -> int:
     torch.set_num_threads(1)
-    train.quieten_libraries()
+    train.quiet_lightning()
     folder = Path(sys.argv[1])
     told = {"doubled": doubled(folder), "uneven": uneven(folder), "failing": [failing(folder, rank) for rank in (0, 1)]}
     sys.stdout.write(json.dumps(told))

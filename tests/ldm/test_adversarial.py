@@ -28,7 +28,7 @@ def close(got: Tensor | float, want: Tensor | float | np.floating) -> bool:
 
 def loss(**params: object) -> LPIPSWithDiscriminator:
     torch.manual_seed(3)
-    return LPIPSWithDiscriminator(**{"disc_start": 0, "kl_weight": 0.0, "perceptual_weight": 0.0, **params})  # type: ignore[arg-type]
+    return LPIPSWithDiscriminator(**{"disc_start": 0, "kl_weight": 0.0, "perceptual_weight": 0.0, **params})  # type: ignore[arg-type]  # keywords of several types
 
 
 POSTERIOR = DiagonalGaussianDistribution(torch.cat([drawn("mean", 2, 4, 2, 2), 0.3 * drawn("var", 2, 4, 2, 2)], 1))

@@ -124,16 +124,16 @@ def test_other_settings_want_another_folder(run: Path, alone: Path, capsys: pyte
 def test_what_is_not_finite_or_cannot_be_read_is_left_out(
     run: Path, alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    good = cfw_data.Maker._sampled
+    good = cfw_data.SampleWriter._sampled
 
     def spoilt(
-        self: cfw_data.Maker, jobs: list[cfw_data.Job], lq_01: torch.Tensor
+        self: cfw_data.SampleWriter, jobs: list[cfw_data.Job], lq_01: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         z, sample = good(self, jobs, lq_01)
         z[[job.name == "1" for job in jobs]] = torch.nan
         return z, sample
 
-    monkeypatch.setattr(cfw_data.Maker, "_sampled", spoilt)
+    monkeypatch.setattr(cfw_data.SampleWriter, "_sampled", spoilt)
     (tmp_path / "pictures").mkdir()
     for file in (run / "pictures").iterdir():
         (tmp_path / "pictures" / file.name).write_bytes(file.read_bytes())
@@ -147,15 +147,15 @@ def test_what_is_not_finite_or_cannot_be_read_is_left_out(
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(run: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, sizes = cfw_data.Maker._sampled, []
+    good, sizes = cfw_data.SampleWriter._sampled, []
 
-    def small_memory(self: cfw_data.Maker, jobs: list[cfw_data.Job], lq_01: torch.Tensor) -> object:
+    def small_memory(self: cfw_data.SampleWriter, jobs: list[cfw_data.Job], lq_01: torch.Tensor) -> object:
         sizes.append(len(jobs))
         if len(jobs) > 1:
             raise torch.OutOfMemoryError
         return good(self, jobs, lq_01)
 
-    monkeypatch.setattr(cfw_data.Maker, "_sampled", small_memory)
+    monkeypatch.setattr(cfw_data.SampleWriter, "_sampled", small_memory)
     assert main(command(run, run / "small", "--batch", "4")) == 0
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert made(run / "small") == made(alone)
@@ -204,6 +204,6 @@ def test_faces_are_degraded_by_their_own_data_set(run: Path) -> None:
         Degraded(list_jobs([str(run / "pictures")]), config, str(run / "pictures"), seed)[0] for seed in (1, 1, 2)
     ]
     assert not any(isinstance(each, str) for each in frames)
-    assert torch.equal(frames[0].lq_01, frames[1].lq_01)  # type: ignore[union-attr]
-    assert not torch.equal(frames[0].lq_01, frames[2].lq_01)  # type: ignore[union-attr]
-    assert frames[0].gt_01.shape == frames[0].lq_01.shape == (3, 32, 32)  # type: ignore[union-attr]
+    assert torch.equal(frames[0].lq_01, frames[1].lq_01)  # type: ignore[union-attr]  # no str among them, as asserted above
+    assert not torch.equal(frames[0].lq_01, frames[2].lq_01)  # type: ignore[union-attr]  # no str among them, as asserted above
+    assert frames[0].gt_01.shape == frames[0].lq_01.shape == (3, 32, 32)  # type: ignore[union-attr]  # no str among them, as asserted above

@@ -216,7 +216,7 @@ def test_a_scaled_loss_gives_the_same_steps_and_an_overflow_lowers_the_scale(ove
         before = weights(model)
         plugins = [] if scaler is None else [MixedPrecision("16-mixed", "cpu", scaler)]
         for plugin in plugins:  # the networks' own numbers stay in 32 bits
-            plugin.autocast_context_manager = nullcontext  # type: ignore[method-assign, assignment]
+            plugin.autocast_context_manager = nullcontext  # type: ignore[method-assign, assignment]  # replaced on purpose
         # The first of three batches is lost to the overflow.
         trainer(tmp_path, 3 if overflow and scaler else 2, plugins=plugins).fit(model, LatentPairs(3, same=True))
         updates.append(update(before, model))

@@ -266,6 +266,34 @@ def test_a_part_that_is_missing_in_part_is_an_error(lost: str, complete: State, 
     assert torch.equal(model.state_dict()["betas"], complete["betas"])
 
 
+def test_a_checkpoint_without_autoencoder_takes_that_of_its_own_file(
+    complete: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = "first_stage_model."
+    own = {key.removeprefix(prefix): value for key, value in complete.items() if key.startswith(prefix)}
+    first_stage = {
+        "target": "ldm.models.autoencoder.AutoencoderKL",
+        "params": {
+            "embed_dim": 4,
+            "ddconfig": SMALL["first_stage"],
+            "lossconfig": NO_LOSS,
+            "ckpt_path": write(own, tmp_path / "autoencoder.safetensors"),
+        },
+    }
+    rest = {key: value for key, value in complete.items() if not key.startswith(prefix)}
+    path = write(rest, tmp_path / "rest.safetensors")
+    with caplog.at_level("INFO"):
+        state = stage1(filled=False, first_stage_config=first_stage, ckpt_path=path).state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in complete.items())
+    assert sum("that part keeps the weights of its own ckpt_path" in line for line in caplog.messages) == 1
+    with pytest.raises(UserError, match="first_stage_model.* is not in the file"):
+        stage1(filled=False, ckpt_path=path)
+    less = {key: value for key, value in rest.items() if key != "model.diffusion_model.out.2.weight"}
+    assert len(less) == len(rest) - 1
+    with pytest.raises(UserError, match="out.2.weight, of shape .* is not in the file"):
+        stage1(filled=False, first_stage_config=first_stage, ckpt_path=write(less, tmp_path / "less.safetensors"))
+
+
 def test_a_checkpoint_of_another_schedule_may_start_a_model(complete: State, tmp_path: Path) -> None:
     path = write(complete, tmp_path / "stage1.safetensors")
     model = stage1(filled=False, ckpt_path=path, time_replace=10)

@@ -59,7 +59,7 @@ def fit(data: DataModuleFromConfig, steps: int, folder: Path, resume: bool = Fal
     )
     file = folder / "last.ckpt"
     callback = SaveAtTheEnd(file)
-    trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    trainer.callbacks.append(callback)  # type: ignore[attr-defined]  # Lightning sets it, and declares it not
     trainer.fit(model, datamodule=data, ckpt_path=file if resume else None, weights_only=True)
     return model
 

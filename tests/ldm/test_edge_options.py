@@ -233,7 +233,7 @@ def test_a_gate_that_no_step_passes_is_refused() -> None:
 WORDS = {
     "edge_loss_weight": "auto:0.2", "edge_warmup_steps": 100, "edge_max_timestep": 400, "edge_min_snr": 0.5,
     "edge_crop": 16, "edge_target": "pixels", "edge_operator": "laplacian", "edge_dilate": 2, "edge_base_weight": 0.2,
-    "edge_normalize": "mean1", "edge_loss_type": "gradient", "edge_grad_ratio_every": 50,
+    "edge_normalize": "mean1", "edge_loss_type": "magnitude", "edge_grad_ratio_every": 50,
 }  # fmt: skip
 
 

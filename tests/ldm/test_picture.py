@@ -144,4 +144,4 @@ def test_grey_is_the_luma_of_the_result() -> None:
 )
 def test_what_is_no_picture_is_refused(wrong: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        to_picture(wrong)  # type: ignore[arg-type]
+        to_picture(wrong)  # type: ignore[arg-type]  # wrong on purpose

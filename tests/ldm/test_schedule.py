@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from reference.models import latents, pair, stage1
+from reference.models import gradients, latents, losses, pair, stage1
 from reference.parity import noise, relative_error
 from torch import Tensor
 
@@ -116,9 +116,15 @@ def test_the_networks_are_told_what_the_caller_calls_a_step() -> None:
     assert told == [[300, 700]]
 
 
-def test_one_step_cannot_be_trained_on() -> None:
+def test_a_process_of_one_step_is_trained_at_the_last_one() -> None:
+    model = stage1(time_replace=1)
+    assert model.original_timesteps.tolist() == [999]
+    loss, parts = losses(model, torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients(model))
+    assert float(parts["train/loss_vlb"]) == 0
     with pytest.raises(UserError, match="time_replace"):
-        stage1(time_replace=1)
+        stage1(time_replace=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

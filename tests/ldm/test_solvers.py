@@ -59,12 +59,13 @@ def gaussian(betas: np.ndarray, kind: str, told: list[int] | None = None) -> Den
 def flow(x: Tensor, start: float, end: float) -> Tensor:
     """Where the probability flow of these data leads from x, at abar `start`."""
     spread = [(a * DEVIATION**2 + 1 - a).sqrt() for a in (start, end)]
-    return end**0.5 * MEAN + (x - start**0.5 * MEAN) * spread[1] / spread[0]
+    moved: Tensor = end**0.5 * MEAN + (x - start**0.5 * MEAN) * spread[1] / spread[0]
+    return moved
 
 
 def solve(sampler: str, denoise: Denoise, x: Tensor, steps: int, betas: np.ndarray = SMOOTH, **options: Any) -> Tensor:
-    options = {"parameterization": "eps", "noise": silent} | options
-    return SAMPLERS[sampler](denoise, x, betas, Sampling(steps, sampler), **options)
+    chosen: dict[str, Any] = {"parameterization": "eps", "noise": silent, **options}
+    return SAMPLERS[sampler](denoise, x, betas, Sampling(steps, sampler), **chosen)
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])

@@ -129,7 +129,7 @@ def test_any_text_gives_ids_of_the_vocabulary(tokenizer: ClipTokenizer, text: st
 
 def test_a_prompt_that_is_not_text_is_refused(tokenizer: ClipTokenizer) -> None:
     with pytest.raises(UserError, match="prompt 5 is of type int"):
-        tokenizer([5])  # type: ignore[list-item]
+        tokenizer([5])  # type: ignore[list-item]  # wrong on purpose
 
 
 def pytorch_encoder(embedder: FrozenOpenCLIPEmbedder, layers: int) -> nn.TransformerEncoder:
@@ -211,7 +211,7 @@ def test_state_dict_of_the_full_size_tower() -> None:
 
 def test_a_yaml_mapping_chooses_the_size() -> None:
     config = OmegaConf.create({"arch": {"width": 32, "layers": 1, "heads": 2}, "max_length": 16, "layer": "last"})
-    embedder = FrozenOpenCLIPEmbedder(**config, device="cpu")  # type: ignore[arg-type]
+    embedder = FrozenOpenCLIPEmbedder(**config, device="cpu")  # type: ignore[arg-type]  # keywords of several types
     assert embedder("good photo").shape == (1, 16, 32)
     assert len(embedder.state_dict()) == 6 + 12
 

@@ -19,7 +19,7 @@ from basicsr.utils.errors import UserError
 from ldm.inference import Upscaler
 from ldm.inference.networks import Networks, chosen_device
 from ldm.inference.picture import Picture
-from ldm.inference.pipeline import NotEnoughMemoryError, explained_out_of_memory
+from ldm.inference.pipeline import NotEnoughMemoryError, friendly_memory_errors
 from ldm.inference.settings import UpscaleSettings
 from ldm.inference.tiled_vae import TiledAutoencoder, feather
 from ldm.models.autoencoder import AutoencoderKLResi
@@ -42,7 +42,7 @@ def part(height: int, width: int, top: int = 0) -> Tensor:
 
 
 def upscaled(networks: Networks, picture: Tensor, **settings: object) -> Tensor:
-    result = Upscaler(networks, replace(FAST, **settings))(picture)  # type: ignore[arg-type]
+    result = Upscaler(networks, replace(FAST, **settings))(picture)  # type: ignore[arg-type]  # keywords of several types
     assert isinstance(result, Tensor)
     return result
 
@@ -297,7 +297,7 @@ def test_running_out_of_memory_is_explained_and_bugs_are_not() -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
     ):
-        with pytest.raises(NotEnoughMemoryError, match="not enough memory here"), explained_out_of_memory("here"):
+        with pytest.raises(NotEnoughMemoryError, match="not enough memory here"), friendly_memory_errors("here"):
             raise error
-    with pytest.raises(RuntimeError, match="shapes"), explained_out_of_memory("here"):
+    with pytest.raises(RuntimeError, match="shapes"), friendly_memory_errors("here"):
         raise RuntimeError("shapes")

@@ -146,11 +146,11 @@ def test_edges_become_a_picture(alone: Networks) -> None:
     shown = upscaler.edge_map(Picture.from_planes(torch.from_numpy(drawn)[None] / 255))
     assert shown is not None and torch.equal((shown.rgb_01[0] * 255).to(torch.uint8), torch.from_numpy(drawn))
     other = Upscaler(alone, replace(FAST, upscale=1))(drawn[::-1].copy())
-    assert not np.array_equal(other, made)  # type: ignore[arg-type]
+    assert not np.array_equal(other, made)  # type: ignore[arg-type]  # a picture for a picture
     from_edges = Upscaler(alone, replace(FAST, upscale=1, start="input"))(drawn)
-    assert not np.array_equal(from_edges, made)  # type: ignore[arg-type]
+    assert not np.array_equal(from_edges, made)  # type: ignore[arg-type]  # a picture for a picture
     prompted = Upscaler(alone, replace(FAST, upscale=1, prompt="a house"))(drawn)
-    assert not np.array_equal(prompted, made)  # type: ignore[arg-type]
+    assert not np.array_equal(prompted, made)  # type: ignore[arg-type]  # a picture for a picture
     assert Upscaler(alone, replace(FAST, start_t=500)).settings.start == "input"
 
 
@@ -187,6 +187,6 @@ def test_wrong_wishes_are_refused(beside: Networks) -> None:
     with pytest.raises(FieldError, match="edges is lq, and a picture of edges is given: choose file"):
         upscaled(beside, drawn=SMALL_PHOTO)
     with pytest.raises(FieldError, match="did you mean 'none'"):
-        replace(FAST, edges="non")  # type: ignore[arg-type]
+        replace(FAST, edges="non")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(FieldError, match="start is noise, which is all there is at the last step"):
         replace(FAST, start="noise", start_t=3)

@@ -65,4 +65,4 @@ def test_params_that_fit() -> None:
 @pytest.mark.parametrize("config", [None, {}, {"params": {}}, 5])
 def test_no_target(config: object) -> None:
     with pytest.raises(UserError, match="target"):
-        instantiate_from_config(config)  # type: ignore[arg-type]
+        instantiate_from_config(config)  # type: ignore[arg-type]  # wrong on purpose

@@ -9,14 +9,13 @@ again: a command that was stopped is simply given again. scripts/compare_runs.py
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from typing import get_args
 
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
-from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, some_path
+from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, path_argument, say
 from ldm.evaluation.report.summary import Report, Sampler
 
 
@@ -45,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     weights = "that network's weights (default: the published file in $TORCH_HOME/hub/checkpoints)"
     add("--lpips_weights", metavar="FILE", default="", help=weights)
     add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
-    add("--out", type=some_path, required=True, metavar="FOLDER", help="the report, new or to go on with")
+    add("--out", type=path_argument, required=True, metavar="FOLDER", help="the report, new or to go on with")
     add("--watch", action="store_true", help="go on with new checkpoints until the runs have ended")
     add("--pause", type=float, default=30, metavar="SECONDS", help="between two looks with --watch (default: 30)")
     return parser.parse_args(argv)
@@ -86,4 +85,4 @@ def tell(report: Report) -> None:
     """Say where the results are."""
     counted = sum(len(checkpoint.pictures) for run in report.runs for checkpoint in run.checkpoints)
     page, restored = report.folder / "report.html", report.folder / "restored"
-    sys.stdout.write(f"{counted} results: {page}, results.csv, checkpoints.csv, {restored}\n")
+    say(f"{counted} results: {page}, results.csv, checkpoints.csv, {restored}")

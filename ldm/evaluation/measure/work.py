@@ -35,11 +35,16 @@ def compute(missing: Sequence[Record], team: Team) -> list[str]:
     """
     if not missing:
         return []
-    _lpips_of(missing)  # to fail before anything is computed
+    team.together(lambda: _lpips_of(missing))  # to fail before anything is computed
     problems: list[str] = []
     often = 0.1 if sys.stderr.isatty() else 10.0  # seconds
     mine = team.share(missing)
-    with tqdm(total=len(mine), desc="pictures", unit="picture", mininterval=often, disable=not team.first) as bar:
+    # The first process shows how far all are, taking the others to be as quick.
+    scale = team.size if team.size > 1 else False
+    bar = tqdm(
+        total=len(mine), desc="pictures", unit="picture", mininterval=often, unit_scale=scale, disable=not team.first
+    )
+    with bar:
 
         def news(problem: str | None) -> None:
             if problem is None:

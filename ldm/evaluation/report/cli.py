@@ -3,12 +3,11 @@
 python scripts/compare_runs.py reports/NAME [--baseline RUN] [--at last|METRIC]
 """
 
-import sys
 from collections.abc import Sequence
 
 from basicsr.metrics.table import METRICS
 from basicsr.utils.errors import UserError, fields_named
-from ldm.console import OneLineParser, some_path
+from ldm.console import OneLineParser, path_argument, say, say_error
 from ldm.evaluation.report.charts import in_words
 from ldm.evaluation.report.comparison import Comparison, compare_runs, paired
 from ldm.evaluation.report.page import write_page
@@ -18,7 +17,7 @@ from ldm.evaluation.report.summary import CheckpointResult, Report, RunResult, l
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 after bad input."""
     parser = OneLineParser("compare_runs.py", description=__doc__)
-    parser.add_argument("report", type=some_path, help="a folder that scripts/evaluate.py wrote")
+    parser.add_argument("report", type=path_argument, help="a folder that scripts/evaluate.py wrote")
     parser.add_argument("--baseline", metavar="RUN", help="default: the run with the smallest edge_loss_weight")
     at = "last (the newest common step), or a metric such as edge_f1, for each run's best checkpoint by it"
     parser.add_argument("--at", default="last", metavar="WHICH", help=at)
@@ -29,9 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             comparison = compare_runs(report, args.baseline, args.at)
             page = write_page(report, comparison)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write("\n".join([*table(report, comparison), f"page: {page}"]).lstrip() + "\n")
+        return say_error(str(error))
+    say("\n".join([*table(report, comparison), f"page: {page}"]).lstrip())
     return 0
 
 

@@ -24,6 +24,17 @@ def take_prefix(state: StateDict, prefix: str) -> StateDict:
     return part or state
 
 
+def with_own_part(state: StateDict, own: StateDict, prefix: str) -> StateDict:
+    """A state that lacks exactly the part under `prefix`, completed by a model's own, which is read already."""
+    if FROZEN in state or any(key.startswith(prefix) for key in state) or not any(key in own for key in state):
+        return state
+    part = {key: value for key, value in own.items() if key.startswith(prefix)}
+    log.info(
+        "no %s* in the checkpoint: that part keeps the weights of its own ckpt_path (%d tensors)", prefix, len(part)
+    )
+    return state | part
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """Keys by what became of them: loaded from the file, new (left as initialised), and in the file but unused."""

@@ -23,20 +23,20 @@ class TextConditioner:
         """The contexts of `prompts`, encoded where they are new.
 
         Raises:
-            UserError: a new prompt comes after the tower was let go.
+            UserError: a new prompt comes after the tower was released.
         """
         for prompt in dict.fromkeys(prompts):
             if prompt in self._contexts:
                 continue
             if self._tower is None:
                 raise UserError(
-                    f"the text tower was let go after encoding {list(self._contexts)}, so {prompt!r} "
+                    f"the text tower was released after encoding {list(self._contexts)}, so {prompt!r} "
                     "cannot be encoded; set model.params.keep_text_encoder=true"
                 )
             self._contexts[prompt] = self._tower([prompt])[0]
         return torch.stack([self._contexts[prompt] for prompt in prompts])
 
-    def let_go(self) -> dict[str, Tensor]:
+    def release(self) -> dict[str, Tensor]:
         """Give the tower up; its weights, now in host memory, or nothing where it was given up before."""
         if self._tower is None:
             return {}

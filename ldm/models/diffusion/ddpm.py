@@ -15,7 +15,7 @@ from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import fields_named
 from basicsr.utils.rng import torch_rng
-from ldm.models.diffusion.checkpoint import FROZEN, StateDict, load_checkpoint
+from ldm.models.diffusion.checkpoint import FROZEN, StateDict, load_checkpoint, with_own_part
 from ldm.models.diffusion.compute import Compute, compile_forward
 from ldm.models.diffusion.conditioning import TextConditioner
 from ldm.models.diffusion.edge_condition import Structure
@@ -28,7 +28,7 @@ from ldm.models.diffusion.last_value import LastValue
 from ldm.models.diffusion.looking import Latents, Looking
 from ldm.models.diffusion.process import Process, check_parameterization
 from ldm.models.diffusion.sampling import DEFAULTS, SAMPLERS, Noise, Progress, Sampling, initial_latent, truncated
-from ldm.models.diffusion.schedule import Schedule, make_betas, respace, space_timesteps
+from ldm.models.diffusion.schedule import Schedule, make_betas, respace
 from ldm.models.diffusion.tiling import Denoiser, Tiling, tiled
 from ldm.models.diffusion.training_loss import TrainingLoss
 from ldm.modules.ema import LitEma
@@ -40,6 +40,8 @@ from ldm.published import takes_published_keys
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
+
+FIRST_STAGE = "first_stage_model."
 
 # Parts that a checkpoint may lack as a whole: Stable Diffusion 2.1 has no SPADE and no structure encoder.
 MAY_BE_NEW: Mapping[str, Callable[[str], bool]] = {
@@ -64,7 +66,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         compute: what makes a step cheaper: `Compute`. Its keys may stand flat, too.
         ckpt_path, ignore_keys: weights to start from (of several the later ones win; null means random ones), and key
             prefixes to leave out.
-        time_replace: how many of the `timesteps` steps to train on, evenly spaced.
+        time_replace: how many of the `timesteps` steps to train on, evenly spaced; 1 is the last one.
         parameterization: what the U-Net predicts: eps, v or x0.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
             unless `keep_text_encoder`. Its weights wait in host memory and are in every saved checkpoint.
@@ -122,8 +124,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self._released_text_tower: StateDict = {}
         self._prepared = False
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
-        kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 2, timesteps)
-        self._register_process(space_timesteps(timesteps, kept))
+        kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 1, timesteps)
+        self._register_process(Sampling(kept).timesteps(timesteps))  # a single step is the last, as in sampling
         options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
         self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)
@@ -139,7 +141,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self._freeze(unfrozen_diff)
         self.model_ema = LitEma(self.model) if use_ema else None
         self._frozen = FrozenParts(ckpt_path) if save_trainable_only else None
-        self._load(ckpt_path, ignore_keys)
+        own_weights = (first_stage_config.get("params") or {}).get("ckpt_path")
+        self._load(ckpt_path, ignore_keys, has_own_weights=own_weights is not None)
         self.train()
         if self.use_edge_loss:
             log.info("Edge loss enabled with weight: %s", weight)
@@ -162,7 +165,9 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         for module in self._trainable:
             module.requires_grad_(True)
 
-    def _load(self, ckpt_path: str | Sequence[str] | None, ignore_keys: Sequence[str]) -> None:
+    def _load(
+        self, ckpt_path: str | Sequence[str] | None, ignore_keys: Sequence[str], *, has_own_weights: bool
+    ) -> None:
         if ckpt_path is None:
             log.warning("model.params.ckpt_path is null: the U-Net starts from random weights")
             return
@@ -171,6 +176,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
         # The schedule is the config's; a checkpoint trained with another number of steps may start this one.
         def select(state: StateDict) -> StateDict:
+            state = with_own_part(state, self.state_dict(), FIRST_STAGE) if has_own_weights else state
             return self.structure.zero_start(state, ignore_keys) | vars(self.schedule)
 
         report = load_checkpoint(self, ckpt_path, ignore_keys, select, may_be_new)
@@ -213,7 +219,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self.contexts([self.prompt])
         self._prepare_networks()
         if not self.keep_text_encoder:
-            weights = {f"cond_stage_model.{name}": value for name, value in self.text.let_go().items()}
+            weights = {f"cond_stage_model.{name}": value for name, value in self.text.release().items()}
             self._released_text_tower |= weights
             self.cond_stage_model = None
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from basicsr.utils.errors import FieldError
 from ldm.models.diffusion.process import Noised, Process
 from ldm.models.diffusion.training_loss import LossReport
-from ldm.modules.losses.edge_balance import GradientBalance, output_gradients, with_gradient
+from ldm.modules.losses.edge_balance import GradientBalance, Measured, output_gradients, with_gradient
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.edge_weight import EdgeWeight
 from ldm.modules.losses.edge_windows import Windows, draw_by_edges, draw_uniform
@@ -39,6 +39,8 @@ class EdgeTerm:
         self.decode = decode
         self.timesteps = timesteps
         self.balance = GradientBalance(weight.value) if weight.relative else None
+        self.measured: Measured | None = None  # the last ratio of gradients
+        self._asked_at: int | None = None  # the step that a ratio was last due at
         self._fixed = weight.value
 
     @property
@@ -73,33 +75,42 @@ class EdgeTerm:
         else:
             loss, parts = self._loss(process, n, output, gt_pm1=gt_pm1, rng=rng)
         warmup = options.warmup(step)
-        due = bool(options.grad_ratio_every) and step % options.grad_ratio_every == 0
-        if output.requires_grad and (self.balance is not None or due):
-            total, weight, ratio = self._balanced(main, loss, output, warmup)
-            parts |= {} if ratio is None else {"edge_grad_ratio": ratio}
+        ratio: float | None = None
+        if output.requires_grad and self.balance is not None:
+            total, weight, ratio = self._balanced(self.balance, main, loss, output, warmup)
         else:
             weight = self.weight * warmup
+            if output.requires_grad and self._due(step):
+                # Only looked at: the backward pass walks the decoder itself, so that the step is the same to the bit.
+                ratio = _ratio(weight, *output_gradients(main, loss, output, keep=True).norms())
             total = main + weight * loss
+        if ratio is not None:
+            self.measured = Measured(step, ratio, weight)
+            parts["edge_grad_ratio"] = main.new_tensor(ratio)
         parts |= {"edge_weight": main.new_tensor(weight), "edge_active": active.float().mean()}
         if "loss_edge" in parts:
             parts["edge_share"] = weight * loss / total
         parts = report.parts | parts | {"loss": total}
         return LossReport(total, {name: value.detach() for name, value in parts.items()})
 
+    def _due(self, step: int) -> bool:
+        """Whether a step is to be looked at: once, although several batches share it when gradients accumulate."""
+        if step == self._asked_at or not self.loss.options.measures(step):
+            return False
+        self._asked_at = step
+        return True
+
     def _balanced(
-        self, main: Tensor, loss: Tensor, output: Tensor, warmup: float
-    ) -> tuple[Tensor, float, Tensor | None]:
+        self, balance: GradientBalance, main: Tensor, loss: Tensor, output: Tensor, warmup: float
+    ) -> tuple[Tensor, float, float | None]:
         """The total, the weight, and the ratio of the gradients at the U-Net's output where both are above 0."""
         gradients = output_gradients(main, loss, output)
         main_norm, edge_norm = gradients.norms()
-        if self.balance is not None:
-            self.balance.update(main_norm, edge_norm)
+        balance.update(main_norm, edge_norm)
         weight = self.weight * warmup
         # The decoder has been walked backward already: the backward pass starts at the U-Net's output.
         total = with_gradient(main + weight * loss, output, gradients.main + weight * gradients.edge)
-        if not (main_norm > 0 and edge_norm > 0):
-            return total, weight, None
-        return total, weight, output.new_tensor(weight * edge_norm / main_norm, dtype=torch.float32)
+        return total, weight, _ratio(weight, main_norm, edge_norm)
 
     def _loss(
         self, process: Process, n: Noised, output: Tensor, *, gt_pm1: Tensor | None, rng: torch.Generator | None
@@ -146,6 +157,10 @@ class EdgeTerm:
                 "use frames that are multiples of the autoencoder's f",
             )
         return pred_pm1, truth_pm1
+
+
+def _ratio(weight: float, main_norm: float, edge_norm: float) -> float | None:
+    return weight * edge_norm / main_norm if main_norm > 0 and edge_norm > 0 else None
 
 
 def _given(field: str, value: str, gt_pm1: Tensor | None) -> Tensor:

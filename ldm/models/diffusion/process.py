@@ -116,12 +116,14 @@ class Process:
 
         eps: beta^2 / (2 posterior_variance alpha (1 - abar)) (Ho et al. 2020, equation 12). The published forms for x0
         and v are kept although neither is the bound's: sqrt(abar) / (2 (2 - abar)), and 1.
-        A process of one step has no such weight.
+        A process of one step has no such weight: 0.
         """
         return self._vlb_weights
 
     @cached_property
     def _vlb_weights(self) -> Tensor:
+        if len(self.timesteps) == 1:
+            return torch.zeros_like(self.schedule.betas)
         schedule, abar = self.schedule, self.schedule.alphas_cumprod
         if self.parameterization == "eps":
             weights = schedule.betas**2 / (2 * schedule.posterior_variance * (1 - schedule.betas) * (1 - abar))

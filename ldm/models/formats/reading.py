@@ -40,7 +40,7 @@ def places(source: Source) -> list[Path]:
     return [hub.fetch(str(each)) if hub.is_reference(each) else Path(each).expanduser() for each in several]
 
 
-def as_given(source: Source) -> str | list[str]:
+def config_value(source: Source) -> str | list[str]:
     """The source as it stands in a config."""
     return str(source) if isinstance(source, (str, Path)) else [str(each) for each in source]
 

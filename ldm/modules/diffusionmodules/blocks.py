@@ -52,7 +52,7 @@ class ResBlockDual(ResBlock):
         super().__init__(channels, emb_channels, out_channels, dropout)
         self.spade = SPADE(out_channels, semb_channels)
 
-    def forward(self, x: Tensor, emb: Tensor, struct_cond: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, emb: Tensor, struct_cond: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]  # one more condition than its base
         return self.skip_connection(x) + self.spade(self.residual(x, emb), struct_cond)
 
 
@@ -88,7 +88,7 @@ class AttentionBlock(nn.Module):
 class StageSequential(nn.Sequential):
     """Layers run one after the other, each given those of the conditions that its type takes."""
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # nn.Sequential's takes one input
         self,
         x: Tensor,
         emb: Tensor,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,13 +28,15 @@ class OutputGradients(NamedTuple):
         return main, edge
 
 
-def output_gradients(main: Tensor, edge: Tensor, output: Tensor) -> OutputGradients:
-    """The gradients of two losses at `output`; they go no further, and what lies above `output` is let go.
+def output_gradients(main: Tensor, edge: Tensor, output: Tensor, *, keep: bool = False) -> OutputGradients:
+    """The gradients of two losses at `output`; they go no further.
+
+    What lies above `output` is let go, unless `keep`: a backward pass can then walk it again, as if none had before.
 
     The losses are scaled up on the way, for a mean's gradient over so many elements would vanish in half precision.
     """
     scale = float(output.numel())
-    grads = [torch.autograd.grad(loss * scale, output)[0].float() / scale for loss in (main, edge)]
+    grads = [torch.autograd.grad(loss * scale, output, retain_graph=keep)[0].float() / scale for loss in (main, edge)]
     return OutputGradients(*grads)
 
 
@@ -41,6 +44,15 @@ def with_gradient(value: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
     """A loss of that value whose gradient at `output` is `gradient`: a backward pass from it starts there."""
     surrogate = (output.float() * gradient).sum()
     return value.detach() + (surrogate - surrogate.detach())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured at a step, counted from 0: |w G_edge| / |G_main|, and the w of that step."""
+
+    step: int
+    ratio: float
+    weight: float
 
 
 class GradientBalance:

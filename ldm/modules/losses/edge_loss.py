@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
-from ldm.modules.losses.edge_operators import dilated, edges_01, image_gradients
+from ldm.modules.losses.edge_errors import ERRORS
+from ldm.modules.losses.edge_operators import dilated, edges_01
 from ldm.modules.losses.edge_options import EdgeOptions
-
-CHARBONNIER_EPS = 1e-3
 
 
 class EdgeTerms(NamedTuple):
@@ -34,6 +33,7 @@ class EdgeLoss:
     def __init__(self, generator: EdgeMapGenerator | None = None, options: EdgeOptions | None = None) -> None:
         self.generator = generator or EdgeMapGenerator()
         self.options = options or EdgeOptions()
+        self.error = ERRORS[self.options.loss_type]()
 
     def __call__(self, pred_pm1: Tensor, gt_pm1: Tensor, importance: Tensor | None = None) -> EdgeTerms:
         """Both pictures (B, 3, H, W), nominally in [-1, 1], not clamped; the gradient flows to `pred_pm1` alone.
@@ -60,19 +60,6 @@ class EdgeLoss:
             # A picture without edges and without a base weight has no weight at all: it stays so.
             weights = weights / weights.mean(dim=(2, 3), keepdim=True).clamp(min=1e-12)
         return weights
-
-    def error(self, pred_pm1: Tensor, gt_pm1: Tensor) -> Tensor:
-        """error(pred, gt) at every pixel and channel, (B, 3, H, W), 0 or more.
-
-        Charbonnier et al. 1994, equation 21, in the scale of Lai et al. 2017 (LapSRN, section 3.3).
-        """
-        difference = pred_pm1 - gt_pm1
-        if self.options.loss_type == "charbonnier":
-            return (difference.square() + CHARBONNIER_EPS**2).sqrt()
-        if self.options.loss_type == "gradient":
-            along_x, along_y = image_gradients(difference)
-            return along_x.square() + along_y.square()
-        return difference.square()
 
     @torch.no_grad()
     def pictures(self, pred_pm1: Tensor, gt_pm1: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,11 @@ def edges_01(operator: str, images_pm1: Tensor, generator: EdgeMapGenerator) -> 
     """Edges of (B, 3, H, W), clamped to [-1, 1], as (B, 1, H, W) in [0, 1].
 
     canny: `generator`'s, 0 or 1. Of the grey picture in [0, 1]: sobel, min(1, sqrt(S_x^2 + S_y^2)); laplacian,
-    min(1, |the four neighbours - 4 times the pixel|). Without gradient where the caller keeps none.
+    min(1, |the four neighbours - 4 times the pixel|). uniform: 1 everywhere. Without gradient where the caller keeps
+    none.
     """
+    if operator == "uniform":
+        return torch.ones_like(images_pm1[:, :1])
     if operator == "canny":
         return generator.edges_01(images_pm1)
     luma = images_pm1.new_tensor(_LUMA)[:, None, None]

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, closest, fields_named
+from ldm.modules.losses.edge_errors import ERRORS
 
-OPERATORS = ("canny", "sobel", "laplacian")
-LOSS_TYPES = ("weighted_mse", "charbonnier", "gradient")
+OPERATORS = ("canny", "sobel", "laplacian", "uniform")
+LOSS_TYPES = tuple(ERRORS)
 CROP_BY = ("uniform", "edges")
 TARGETS = ("decoded", "pixels")
 NORMALIZE = ("none", "mean1")
@@ -33,13 +34,15 @@ class EdgeOptions:
     crop_by: `uniform` draws every window alike, i = 1; `edges` with q = (1 - FLOOR) d / sum(d) + FLOOR / windows, d the
         window's share of edge pixels in the true picture; then i = 1 / (windows q) keeps the expectation.
     target: g is the `decoded` true latent, or the true picture itself (`pixels`), which spares a decode.
-    operator: E, see `ldm.modules.losses.edge_operators`: canny (0 or 1), or soft sobel or laplacian.
+    operator: E, see `ldm.modules.losses.edge_operators`: canny (0 or 1), soft sobel or laplacian, or uniform, which is
+        1 everywhere: a plain pixel loss, to tell apart what edges do from what any loss on pixels does.
     dilate: r pixels make E its maximum over (2 r + 1) x (2 r + 1) pixels.
     base_weight: what a flat region weighs beside an edge's 1: with 0 nothing would hold it.
     normalize: `mean1` divides W by its mean over the picture (with `crop`, the window).
-    loss_type: error(p, g), with d = p - g: weighted_mse d^2; charbonnier sqrt(d^2 + 0.001^2); gradient
-        (Sobel_x d)^2 + (Sobel_y d)^2.
-    grad_ratio_every: log w |G_edge| / |G_main| at every that many steps; 0 never. `auto` logs it anyway.
+    loss_type: error(p, g), see `ldm.modules.losses.edge_errors`: weighted_mse, charbonnier, gradient, magnitude or
+        energy.
+    grad_ratio_every: log w |G_edge| / |G_main| at the first step and at every that many; 0 never. It changes nothing
+        else, and costs one more backward pass through the decoder. `auto` logs it at every step anyway.
     decoder_checkpoint: recompute the decoder's activations in the backward pass: slower, much less memory.
 
     Raises:
@@ -57,7 +60,7 @@ class EdgeOptions:
     base_weight: float = 0.1
     normalize: str = "none"
     loss_type: str = "weighted_mse"
-    grad_ratio_every: int = 0
+    grad_ratio_every: int = 100
     decoder_checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -89,6 +92,11 @@ class EdgeOptions:
     def warmup(self, step: int) -> float:
         """The factor of w at a step, counted from 0."""
         return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+
+    def measures(self, step: int) -> bool:
+        """Whether the ratio of gradients is due at a step, counted from 0: the first, and the last of each round."""
+        every = self.grad_ratio_every
+        return bool(every) and (step == 0 or (step + 1) % every == 0)
 
     @property
     def gated(self) -> bool:

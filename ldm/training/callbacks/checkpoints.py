@@ -85,7 +85,7 @@ class KeepLast(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning registers its handlers after this hook; there is no public way to say no.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # replaced on purpose
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.deferred = True
@@ -142,7 +142,7 @@ class KeepLast(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it, and declares it not
             self._saved_step = trainer.global_step
             trainer.save_checkpoint(self.file)
 

@@ -11,7 +11,7 @@ from basicsr.data.pair_pool import Pair
 
 def example_pair(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Pair:
     """The data module's fixed pair, on the model's device."""
-    pair: Pair = trainer.datamodule.example_pair(pl_module.device)  # type: ignore[attr-defined]
+    pair: Pair = trainer.datamodule.example_pair(pl_module.device)  # type: ignore[attr-defined]  # Lightning's class has no example_pair
     return pair
 
 

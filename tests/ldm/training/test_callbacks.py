@@ -110,7 +110,7 @@ def test_a_grid_shows_every_tile(tmp_path: Path) -> None:
     assert grid.size == (2 * MIN_TILE + 3 * GAP, 2 * (MIN_TILE + GAP) + LABEL_HEIGHT + GAP)
     assert grid.getpixel((GAP + 5, LABEL_HEIGHT + 5)) == (255, 0, 0)
     assert grid.getpixel((MIN_TILE + 2 * GAP + 5, LABEL_HEIGHT + MIN_TILE + GAP + 5)) == (0, 0, 0)
-    darkest = min(min(grid.getpixel((x, y))) for x in range(MIN_TILE) for y in range(LABEL_HEIGHT))  # type: ignore[arg-type]
+    darkest = min(min(grid.getpixel((x, y))) for x in range(MIN_TILE) for y in range(LABEL_HEIGHT))  # type: ignore[arg-type]  # grey: one number a pixel
     assert darkest < 100  # a label is written there
 
 

@@ -75,7 +75,7 @@ class Model(pl.LightningModule):
 
 
 def loader(count: int) -> DataLoader[Any]:
-    return DataLoader(range(count), batch_size=1)  # type: ignore[arg-type]
+    return DataLoader(range(count), batch_size=1)  # type: ignore[arg-type]  # takes any sequence, asks for a Dataset
 
 
 def fit(folder: Path, stop: StopAt | None = None, **options: Any) -> bool:

@@ -44,7 +44,7 @@ class Data(pl.LightningDataModule):
         self.batches = batches
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(range(self.batches))  # type: ignore[arg-type]
+        return DataLoader(range(self.batches))  # type: ignore[arg-type]  # takes any sequence, asks for a Dataset
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Pair:
         return Pair(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), (f"picture{int(batch)}.png",))

@@ -1,0 +1,181 @@
+"""One run of a study: train an arm with a seed, and judge what came of it."""
+
+import contextlib
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from basicsr.data.pair_pool import Pair
+from basicsr.metrics.edge_metrics import gradient_magnitude
+from basicsr.metrics.measure import measure
+from basicsr.metrics.psnr_ssim import luma
+from basicsr.utils.errors import UserError
+from basicsr.utils.ranges import from_pm1
+from basicsr.utils.rng import torch_rng
+from ldm.config import Config, load_config
+from ldm.models.build import build_model
+from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.sampling import Sampling
+from ldm.study.plan import CONFIRM, VALIDATION, Arm, Study
+from ldm.study.results import METRICS, STEPS, TIME, Evaluation, RunResult, write_result
+from ldm.training.cli import main as train
+from ldm.training.loggers import read_metrics
+from ldm.util import instantiate_from_config
+
+FRAMES = (1, 2)  # seeds of crop and degradation: so many frames of each photograph
+SIDE = 128  # pixels of a frame
+BORDER = 4  # pixels that are not measured
+POINTS = 20  # of a loss curve
+
+
+def run_arm(study: Study, out: Path, arm: Arm, seed: int, seconds: Mapping[str, float]) -> None:
+    """Train an arm once, as far as its later stop, evaluate it at both, and write the result of each set of pictures.
+
+    Raises:
+        UserError: the training failed; the message names its log.
+    """
+    stops = stops_of(study, arm, seconds)
+    first, last = min(stops.values()), max(stops.values())
+    log_file = out / "logs" / f"{arm.name}_{seed}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="unfinished_", dir=out) as folder:
+        words = [*pictures_words(study), *study.words, *arm.words]
+        command = ["--base", str(study.config), *words, "--seed", str(seed), "--max_steps", str(last),
+                   "--logger", "csv", "--logdir", folder, "--no-test", "lightning.callbacks=null",
+                   f"lightning.modelcheckpoint.params.every_n_train_steps={first}",
+                   "lightning.modelcheckpoint.params.save_top_k=-1"]  # fmt: skip
+        with log_file.open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            status = train(command)
+        if status:
+            raise UserError(f"training of arm {arm.name} with seed {seed} failed: see {log_file}")
+        (run,) = Path(folder).iterdir()
+        losses = curve([row for row in read_metrics(run / "metrics.csv") if "train/loss_simple" in row])
+        files = {steps: run / f"checkpoints/step{steps:06d}.ckpt" for steps in (first, last)}
+        files[last] = run / "checkpoints/last.ckpt"
+        for part in parts(study):
+            judged = {steps: evaluate(study, part, [*arm.words, f"model.params.ckpt_path={files[steps]}"])
+                      for steps in {*stops.values()}}  # fmt: skip
+            evaluations = {stop: Evaluation(steps, judged[steps]) for stop, steps in stops.items()}
+            result = RunResult(arm.name, seed, evaluations, losses, platform.processor() or platform.machine())
+            write_result(out, part, study, arm, result)
+
+
+def parts(study: Study) -> list[str]:
+    """The sets of pictures that results are judged on."""
+    return [part for part in (VALIDATION, CONFIRM) if study.pictures.get(part)]
+
+
+def stops_of(study: Study, arm: Arm, seconds: Mapping[str, float]) -> dict[str, int]:
+    """After how many steps an arm is judged: after the study's, and after what fits into the budget."""
+    stops = {STEPS: study.steps}
+    if study.budget_of is not None:
+        stops[TIME] = max(1, round(seconds[study.budget_of] * study.steps / seconds[arm.name]))
+    return stops
+
+
+def pictures_words(study: Study) -> list[str]:
+    """Overrides that name the folders to train and to validate on."""
+    words = [f"data.params.validation.params.gt_path={study.pictures[VALIDATION]}"]
+    folder = study.pictures.get("train")
+    return [*words, f"data.params.train.params.gt_path={folder}"] if folder else words
+
+
+def curve(rows: Sequence[Mapping[str, float]]) -> tuple[tuple[int, float], ...]:
+    """The main loss in at most `POINTS` means of neighbouring rows, at their middle steps."""
+    groups = np.array_split(np.arange(len(rows)), max(1, min(POINTS, len(rows)))) if rows else []
+    return tuple(
+        (int(np.mean([rows[i]["step"] for i in group])), float(np.mean([rows[i]["train/loss_simple"] for i in group])))
+        for group in groups
+    )
+
+
+@torch.no_grad()
+def evaluate(study: Study, part: str, words: Sequence[str]) -> dict[str, float]:
+    """The metrics of few-step samples of frames of each photograph, as means."""
+    folder = study.pictures[part]
+    count = sum(1 for file in Path(folder).iterdir() if file.is_file())
+    config = load_config([study.config], [*study.words, *words, *_frame_words(folder, count)])
+    model = build_model(config).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    rows = []
+    for seed in FRAMES:
+        pair, rng = pair_of(config, seed, device), torch_rng(device, "edge experiment", seed)
+        latents, noise = model.encode(pair, rng), model.noise(rng)
+        guidance = Guidance(model.context(len(pair)), z_struct=latents.z_struct)
+        z = model.sample(latents.z_lq, guidance, Sampling(study.sampling_steps, study.sampler), noise=noise)
+        samples_01 = from_pm1(model.decode(z).clamp(-1, 1)).cpu()
+        rows += [metrics(mine, gt) for mine, gt in zip(samples_01, from_pm1(pair.gt_pm1).cpu(), strict=True)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in METRICS}
+
+
+def metrics(sr_01: torch.Tensor, gt_01: torch.Tensor) -> dict[str, float]:
+    """`METRICS` of a restored frame (3, H, W) in [0, 1]."""
+    found = measure(sr_01, gt_01, BORDER)
+    mine, true = (gradient_magnitude(luma(image)).mean() for image in (sr_01, gt_01))
+    own = {
+        "false_edges": 1 - found["edge_precision"],
+        "gradient_error": 255 * 10 ** (-found["gradient_psnr"] / 20),
+        "gradient_strength": float(mine / true),
+    }
+    return {name: own.get(name, found.get(name, 0.0)) for name in METRICS}
+
+
+def pair_of(config: Config, seed: int, device: torch.device) -> Pair:
+    """The first validation batch: frames and degradations are decided by the seed."""
+    handed = {"sf": config.get("sf", 4), "use_usm": config.get("model.params.use_usm", False), "seed": seed}
+    data = instantiate_from_config(config.values["data"], degradation=config.get("degradation"), **handed)
+    data.setup()
+    pair: Pair = data.example_pair(device)
+    return pair
+
+
+def measure_seconds(study: Study, arms: Sequence[Arm], rounds: int) -> dict[str, float]:
+    """Mean seconds per training step by arm, in turns, so that a busy machine favours none.
+
+    Every round has its own timesteps, the same for all arms.
+    """
+    words = [*pictures_words(study), *study.words]
+    configs = {arm.name: load_config([study.config], [*words, *arm.words]) for arm in arms}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pair = pair_of(next(iter(configs.values())), 0, device)
+    steps = {name: _stepper(config, pair, device) for name, config in configs.items()}
+    seconds = dict.fromkeys(steps, 0.0)
+    for index in tqdm(range(rounds + 1), desc="seconds per step"):
+        for name, step in steps.items():
+            seconds[name] += step(index) * (index > 0)  # the first round warms up
+    return {name: total / rounds for name, total in seconds.items()}
+
+
+def _stepper(config: Config, pair: Pair, device: torch.device) -> Callable[[int], float]:
+    """Takes a training step and returns its seconds."""
+    model = build_model(config, learning_rate=config.get("model.base_learning_rate")).to(device)
+    optimizer = model.configure_optimizers()
+
+    def step(index: int) -> float:
+        start = time.perf_counter()
+        loss = model.training_step(pair, index)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return step
+
+
+def _frame_words(folder: str, pictures: int) -> list[str]:
+    return [
+        f"data.params.batch_size={pictures}",
+        f"degradation.gt_size={SIDE}",
+        f"data.params.validation.params.gt_path={folder}",
+        f"data.params.validation.params.crop_size={SIDE}",
+        f"data.params.validation.params.gt_size={SIDE}",
+    ]
