@@ -222,7 +222,9 @@ FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
 
 
 def publish(network: nn.Module) -> None:
-    """Make all layers of a network compute as published, from now on."""
+    """Make all layers of a network compute as published, from now on, on weights in memory of its own."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous().clone()
     for module in network.modules():
         if type(module) in FORWARDS:
             module.forward = partial(FORWARDS[type(module)], module)

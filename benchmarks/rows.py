@@ -121,8 +121,7 @@ def networks_of(case: Case) -> Networks:
         config_of(case.size), weights_file(case.size, case.work), device=case.device, precision=precision
     )
     if case.side == "baseline":
-        networks.model.to(case.device, memory_format=torch.contiguous_format)
-        publish(networks.model)
+        publish(networks.model.to(case.device))
     return networks
 
 
