@@ -51,6 +51,7 @@ def config_of(size: str, *overrides: str) -> Config:
         "model.params.first_stage_config.params.ckpt_path=null",
         "model.params.edge_loss_weight=0",
         "model.params.edge_decoder_checkpoint=false",
+        "model.params.edge_grad_ratio_every=0",  # seldom, and at the first step, which is counted
     ]
     return load_config([ROOT / CONFIGS[size]], [*own, *(TINY if size == "tiny" else []), *overrides])
 

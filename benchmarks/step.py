@@ -76,6 +76,7 @@ def run_row(args: argparse.Namespace, results: Results, row: str, pixels: int) -
                 results.add(case, ROWS[row], measured(case))
                 what = f"{row:14} {case.pixels:4} pixels, {case.side:8} {case.precision}, round {turn + 1}"
                 say(f"{what}: {results.told(case)}")
+                results.save()
     for case in cases:
         truth = result_file(cases[0])
         if case.side == "ours" and cases[0].side == "baseline" and truth.is_file() and result_file(case).is_file():
