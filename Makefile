@@ -17,9 +17,9 @@ help: ## list the targets (the default)
 
 setup: $(STAMP) ## install this folder into .venv, with the versions in requirements.txt; PYTHON=FILE chooses the Python
 
-demo: $(STAMP) ## train a tiny model with the edge loss on real photographs, on the CPU
+demo: $(STAMP) ## fine-tune a small upscaler with the edge loss, on the CPU; ends with a page: before and after
 	@$(VENV_PYTHON) scripts/demo_photos.py
-	@WANDB_MODE=$${WANDB_MODE:-offline} $(VENV_PYTHON) main.py --base configs/demo/edge_cpu.yaml
+	@$(VENV_PYTHON) scripts/demo.py
 
 app: $(APP)/installed ## open a web page that upscales pictures; OPTIONS='--port 8000' passes options on
 	@PYTHONPATH=$(APP) $(VENV_PYTHON) scripts/app.py $(OPTIONS)

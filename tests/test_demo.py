@@ -1,6 +1,8 @@
 """What the demo stands on: its pictures, its autoencoder's weights, and the scripts that make them."""
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -9,8 +11,10 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
+from tiny_run import write_tiny_run
 
-from ldm.config import load_config
+from ldm.config import Config, load_config
+from ldm.study.demo import changed, verdict
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).parents[1]
@@ -66,3 +70,41 @@ def test_pictures_are_cut_into_tiles_and_kept(tmp_path: Path, monkeypatch: pytes
     tiles[0].write_bytes(b"mine")
     photos.write(tmp_path)
     assert tiles[0].read_bytes() == b"mine"
+
+
+def test_the_demo_ends_with_a_page_and_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped command, on few and small frames and for few steps."""
+    write_tiny_run(tmp_path)
+    (tmp_path / "data/demo").mkdir(parents=True)
+    (tmp_path / "pictures").rename(tmp_path / "data/demo/train")
+    (tmp_path / "data/demo/validation").mkdir()
+    for name in ("0.png", "1.png"):
+        shutil.copy(tmp_path / "data/demo/train" / name, tmp_path / "data/demo/validation")
+    words = ["lightning.trainer.max_steps=2", "lightning.trainer.val_check_interval=1",
+             "lightning.callbacks.edge_probe.params.every=1", "data.params.num_workers=0",
+             "data.params.train.params.queue_size=4"]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["demo.py", *words])
+    monkeypatch.setattr("ldm.study.demo.SIDE", 64)
+    assert script("demo").run() == 0
+    last = capsys.readouterr().out.rstrip().splitlines()[-1]
+    page = Path(last.removeprefix("open ")).read_text(encoding="utf-8")
+    assert "After 2 steps with the edge loss, on 2 held-out photographs: loss_edge " in page
+    pictures = json.loads(page.partition('id="slider-data">')[2].partition("</script>")[0])
+    assert len(pictures) == 4 and all([*each] == ["degraded", "before", "after", "true"] for each in pictures.values())
+    assert page.count("<polyline") >= 2 and "http" not in page
+
+
+def test_frames_of_one_photograph_count_once() -> None:
+    names = ["a", "b", "a", "b"]
+    before = [{"loss_edge": 0.2, "edge_f1": 0.5, "psnr_y": 20.0}] * 4
+    gains = (0.1, 0.3, 0.3, 0.1)
+    after = [{"loss_edge": 0.2, "edge_f1": 0.5 + gain, "psnr_y": 19.0} for gain in gains]
+    loss, f1, psnr = changed(names, before, after)
+    assert f1.difference.pictures == 2 and f1.difference[:3] == pytest.approx((0.2, 0.2, 0.2))
+    assert (f1.better, psnr.better, loss.better) == (True, False, None)
+    told = verdict(Config({"lightning": {"trainer": {"max_steps": 7}}}, {}), [loss, f1, psnr], 2)
+    assert "After 7 steps" in told and "outside chance: edge F1 better, PSNR, dB worse" in told
+    assert "not told apart from chance: loss_edge" in told

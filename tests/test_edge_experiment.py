@@ -15,9 +15,10 @@ from tiny_run import write_tiny_run
 
 from basicsr.utils.errors import UserError
 from ldm.config import check_config, load_config
+from ldm.evaluation.report.statistics import student_mean
 from ldm.study import results as kept
 from ldm.study.plan import CONFIRM, VALIDATION, Study, load_study
-from ldm.study.report import difference, over_seeds, write_report
+from ldm.study.report import difference, write_report
 from ldm.study.results import METRICS, STEPS, TIME, Evaluation, RunResult, read_results, write_result
 from ldm.study.sitting import Sharing, missing_runs, seconds_per_step
 from ldm.study.train import stops_of
@@ -33,7 +34,7 @@ steps: 2
 seeds: 2
 budget_of: plain
 sampling_steps: 1
-pictures: {train: pictures, validation: pictures, confirm: held_out}
+pictures: {train: pictures, validation: held_out, confirm: held_out}
 arms:
   none: []
   plain: [model.params.edge_loss_weight=auto:0.3]
@@ -45,7 +46,8 @@ questions:
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     write_tiny_run(tmp_path)
-    shutil.copytree(tmp_path / "pictures", tmp_path / "held_out")
+    (tmp_path / "held_out").mkdir()
+    shutil.copy(tmp_path / "pictures/0.png", tmp_path / "held_out")
     (tmp_path / "study.yaml").write_text(TINY)
     monkeypatch.chdir(tmp_path)
     return load_study(Path("study.yaml"))
@@ -165,7 +167,7 @@ def test_a_mistake_in_a_study_is_one_line(study: Study, old: str, new: str, line
 
 def test_the_interval_is_students_and_pairs_seeds() -> None:
     values = [0.1, 0.4, 0.3, 0.2, 0.9]
-    interval = over_seeds(values)
+    interval = student_mean(values)
     half = 2.776 * statistics.stdev(values) / 5**0.5
     assert interval[:3] == pytest.approx((0.38, 0.38 - half, 0.38 + half), abs=1e-4)
     second = dict(enumerate(values))

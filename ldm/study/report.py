@@ -13,7 +13,7 @@ from basicsr.utils.errors import FieldError, did_you_mean
 from basicsr.utils.files import write_whole
 from ldm.evaluation.report import charts
 from ldm.evaluation.report.charts import Series, in_words
-from ldm.evaluation.report.statistics import CONFIDENCE, Interval, student_half_width
+from ldm.evaluation.report.statistics import CONFIDENCE, Interval, student_mean
 from ldm.study.plan import CONFIRM, VALIDATION, Question, Study
 from ldm.study.results import METRICS, STOPS, RunResult, read_json, read_results
 
@@ -68,18 +68,9 @@ def write_report(study: Study, out: Path, *, confirm: Sequence[str] | None = Non
     return out / "report.html"
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
-    """The mean with its interval by Student's t."""
-    if not values:
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
-    mean = sum(values) / len(values)
-    half = student_half_width(values) if len(values) > 1 else 0.0
-    return Interval(mean, mean - half, mean + half, len(values))
-
-
 def difference(metric: str, first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """Of a metric, given by seed, over the seeds that both have."""
-    interval = over_seeds([value - second[seed] for seed, value in first.items() if seed in second])
+    interval = student_mean([value - second[seed] for seed, value in first.items() if seed in second])
     higher = METRICS[metric].higher_is_better
     outside = interval.pictures > 1 and (interval.low > 0 or interval.high < 0)
     return Difference(metric, interval, (interval.mean > 0) == higher if outside and higher is not None else None)
@@ -144,7 +135,7 @@ def _content(study: Study, out: Path, results: Sequence[RunResult], answers: Seq
             "steps": _steps(results, name, stop),
             "seconds_per_step": seconds.get(name),
             "seeds": len(by_seed(results, name, stop, next(iter(METRICS)))),
-            "means": {metric: over_seeds([*by_seed(results, name, stop, metric).values()]) for metric in METRICS},
+            "means": {metric: student_mean([*by_seed(results, name, stop, metric).values()]) for metric in METRICS},
         }
         for stop in stops
         for name in study.arms
@@ -275,7 +266,8 @@ def _losses(study: Study, results: Sequence[RunResult]) -> charts.Plot | None:
         runs = [each.losses for each in results if each.arm == name and each.losses]
         if runs:
             points = [
-                (float(points[0][0]), over_seeds([value for _, value in points])) for points in zip(*runs, strict=False)
+                (float(points[0][0]), student_mean([value for _, value in points]))
+                for points in zip(*runs, strict=False)
             ]
             series.append(Series(name, charts.colour(index), tuple(points)))
     return charts.curves(series, "step", 3) if series else None

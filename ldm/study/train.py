@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -137,7 +138,7 @@ def pair_of(config: Config, seed: int, device: torch.device) -> Pair:
 
 
 def measure_seconds(study: Study, arms: Sequence[Arm], rounds: int) -> dict[str, float]:
-    """Mean seconds per training step by arm, in turns, so that a busy machine favours none.
+    """Seconds per training step by arm, medians, measured in turns, so that a busy machine favours none.
 
     Every round has its own timesteps, the same for all arms.
     """
@@ -146,11 +147,11 @@ def measure_seconds(study: Study, arms: Sequence[Arm], rounds: int) -> dict[str,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pair = pair_of(next(iter(configs.values())), 0, device)
     steps = {name: _stepper(config, pair, device) for name, config in configs.items()}
-    seconds = dict.fromkeys(steps, 0.0)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for index in tqdm(range(rounds + 1), desc="seconds per step"):
         for name, step in steps.items():
-            seconds[name] += step(index) * (index > 0)  # the first round warms up
-    return {name: total / rounds for name, total in seconds.items()}
+            seconds[name].append(step(index))
+    return {name: statistics.median(each[1:]) for name, each in seconds.items()}  # the first round warms up
 
 
 def _stepper(config: Config, pair: Pair, device: torch.device) -> Callable[[int], float]:

@@ -141,15 +141,26 @@ def summary(config: Config) -> Iterator[tuple[str, str]]:
     for role in ("train", "validation"):
         params = (data.get(role) or {}).get("params") or {}
         yield role, f"{params.get('gt_path', 'none')}"
-    yield (
-        "losses",
-        f"{model.get('loss_type', 'l2')} on {model.get('parameterization', 'eps')}, edge loss weight "
-        + str(model.get(EDGE_LOSS, 0)),
-    )
+    weight = model.get(EDGE_LOSS, 0)
+    main_loss = f"{model.get('loss_type', 'l2')} on {model.get('parameterization', 'eps')}"
+    yield "losses", f"{main_loss}, edge loss weight {weight}{_meaning(weight, model)}"
     if task := task_at_size(config):
         yield "task", task
     yield "learning rate", f"{config.get('model.base_learning_rate')}"
     yield "weights", f"{model.get('ckpt_path') or 'random'}"
+
+
+def _meaning(weight: object, model: Mapping[str, Any]) -> str:
+    """What a weight says about its strength, where it can be told before training."""
+    if str(weight).startswith("auto:"):
+        return f": its gradient is held at {str(weight).removeprefix('auto:')} of the main loss's"
+    if not weight:
+        return ""
+    every = model.get("edge_grad_ratio_every", 100)
+    told = (
+        f"train/edge_grad_ratio tells it every {every} steps" if every else "edge_grad_ratio_every: 100 would tell it"
+    )
+    return f": how hard that pulls depends on the model ({told}; auto:0.3 sets it)"
 
 
 def _validates(config: Config) -> bool:

@@ -13,7 +13,7 @@ CONFIDENCE = 95  # percent
 
 
 class Interval(NamedTuple):
-    """A mean over pictures with its bootstrap interval; all NaN where there is no value."""
+    """A mean over pictures (or, of `student_mean`, other units) with its interval; all NaN where there is no value."""
 
     mean: float
     low: float
@@ -78,6 +78,15 @@ def student_half_width(values: Sequence[float]) -> float:
 
     quantile = float(t.ppf(0.5 + CONFIDENCE / 200, len(values) - 1))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def student_mean(values: Sequence[float]) -> Interval:
+    """The mean of independent values with its interval by Student's t; of one value there is no interval."""
+    if not values:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = statistics.fmean(values)
+    half = student_half_width(values) if len(values) > 1 else 0.0
+    return Interval(mean, mean - half, mean + half, len(values))
 
 
 @lru_cache(maxsize=10_000)  # a page asks for the same means again and again

@@ -82,6 +82,19 @@ def test_a_sound_config_says_what_would_be_trained(here: Path, capsys: pytest.Ca
     assert "problems: none" in out and not (here / "logs").exists()
 
 
+def test_it_says_what_an_edge_loss_weight_means(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word, line in (
+        (
+            "0.1",
+            "edge loss weight 0.1: how hard that pulls depends on the model (train/edge_grad_ratio tells it every ",
+        ),
+        ("auto:0.3", "edge loss weight auto:0.3: its gradient is held at 0.3 of the main loss's\n"),
+        ("0", "edge loss weight 0\n"),
+    ):
+        assert main(["--base", "tiny.yaml", "--check", f"model.params.edge_loss_weight={word}"]) == 0
+        assert line in capsys.readouterr().out
+
+
 def test_code_outside_the_known_packages_is_not_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "own_code.py").write_text("open('ran', 'w').close()\nclass Own: ...\n")
     words = ["--base", "tiny.yaml", "--logger", "csv", "lightning.callbacks.own={target: own_code.Own}"]
