@@ -288,7 +288,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "--batch",
         type=_number_or_word,
         metavar="auto|N",
-        help="tiles, or small pictures, that go through the network at once (default: auto, as many as fit in memory)",
+        help=f"tiles, or small pictures, that go through the network at once; auto: as many as fit {default('batch')}",
     )
     add("--seed", type=int, metavar="N", help=f"same seed, same result {default('seed')}")
 

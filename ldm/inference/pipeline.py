@@ -73,7 +73,7 @@ class Upscaler:
         self.batch = fitting_batch(networks, self.tile, conditions) if settings.batch == "auto" else settings.batch
         self.sampling = Sampling(settings.steps, settings.sampler, settings.eta, settings.start_t)
         # Now rather than at every picture: both raise UserError for steps that the process does not have.
-        self.sampling.timesteps(len(truncated(networks.model.betas_of_process, settings.start_t)))
+        self.sampling.timesteps(truncated(networks.model.betas_of_process, settings.start_t))
 
     @classmethod
     def from_checkpoint(

@@ -61,7 +61,7 @@ class UpscaleSettings:
     tile: int | Literal["auto", "none"] = "auto"
     tile_overlap: int | None = None
     seed: int = 42
-    batch: int | Literal["auto"] = "auto"
+    batch: int | Literal["auto"] = 1
     reference_rate: float = ReferencePull.rate
     reference_steps: int = ReferencePull.steps
     reference_range: tuple[int, int] = ReferencePull.between
@@ -108,4 +108,4 @@ class UpscaleSettings:
 DEFAULTS = UpscaleSettings()
 # More steps cost time and give more texture, but the small networks' texture is further from the truth. Their colours
 # are off by region, which adain, one for the whole picture, cannot mend.
-DEMO_DEFAULTS = UpscaleSettings(steps=4, colorfix="wavelet")
+DEMO_DEFAULTS = UpscaleSettings(steps=4, batch=16, colorfix="wavelet")

@@ -76,7 +76,7 @@ def test_auto_fills_half_of_the_free_memory(networks: Networks, monkeypatch: pyt
 def test_the_free_memory_is_known_and_what_is_said_is_taken(networks: Networks) -> None:
     assert 0 < batch._free(CPU) < 2**50
     assert Upscaler(networks, UpscaleSettings(batch=7)).batch == 7
-    assert 1 <= Upscaler(networks, UpscaleSettings(tile=64)).batch <= MOST["cpu"]
-    assert Upscaler(networks, UpscaleSettings(tile="none")).batch == 1
+    assert 1 <= Upscaler(networks, UpscaleSettings(tile=64, batch="auto")).batch <= MOST["cpu"]
+    assert Upscaler(networks, UpscaleSettings(tile="none", batch="auto")).batch == 1
     with pytest.raises(FieldError, match="batch is 'all': give auto or a whole number"):
         UpscaleSettings(batch="all")  # type: ignore[arg-type]
