@@ -112,7 +112,8 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
     Args:
         gt_path: folder of ground-truth pictures, or several; searched recursively.
         crop_size: side of the square crop in pixels. Smaller pictures are mirrored at the bottom and right.
-        gt_size: side that training cuts out of the degraded crop; kept for the data module. None means `crop_size`.
+        gt_size: side that training cuts out of the degraded crop; kept for the data module. None means `crop_size`,
+            above which it may not be.
         queue_size: samples in the pair pool; kept for the data module.
         image_type: file types to use, such as "png" or ["jpg", "tif"]; None or "any" means all that can be read.
         meta_info: text file with one picture path per line, relative to a folder of `gt_path`: these pictures are used,
@@ -177,6 +178,11 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         self.kernel_options = KernelOptions.of(given, ""), KernelOptions.of(given, "2")
         self.crop = CropOptions(crop_size, use_hflip=use_hflip, use_rot=use_rot)
         self.gt_size = checks.whole_number("gt_size", crop_size if gt_size is None else gt_size, 1)
+        if self.gt_size > crop_size:
+            raise FieldError(
+                "gt_size",
+                f"is {gt_size}, and crop_size, out of which it is cut, {crop_size}: raise that, or leave it out",
+            )
         self.seed = seed
         self._sources = PictureSources(**{field.name: given[field.name] for field in fields(PictureSources)})
         pictures = self._sources.paths(seed)
