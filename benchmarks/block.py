@@ -27,7 +27,7 @@ OPERATORS = 15
 def measure(case: Case) -> dict[str, Any]:
     """Seconds by call, FLOPs and peak bytes; the result goes to a file of the work folder, for tensors are large."""
     ready = ROWS[case.row].prepare(case)
-    forget_peak(case.device)
+    forget_peak(case.device, case.work)
     kept: list[Any] = []
     flops = count_flops(lambda: kept.append(ready.call(0)))
     save_result(case, kept.pop())

@@ -1,5 +1,6 @@
 """What a measurement needs of the machine: its name, its peak of matrix products, FLOPs and memory of what is run."""
 
+import ctypes
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MADV_PAGEOUT = 21  # of Linux: changed pages, which have no file, stay
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -75,12 +77,19 @@ def matmul_peak(device: str, precision: str, seconds: float = 1.5) -> float:
     return 2 * side**3 / best
 
 
-def forget_peak(device: str) -> None:
-    """From here on `peak_memory` counts anew, beginning with what is held now."""
+def forget_peak(device: str, folder: str) -> None:
+    """From here on `peak_memory` counts anew, beginning with what is held now.
+
+    Mapped pages of files in `folder` are given back before, so that only those count that are touched again.
+    """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
+        return
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if folder in line:
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_PAGEOUT)
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: str) -> int:

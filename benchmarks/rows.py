@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,8 +33,8 @@ from ldm.models.diffusion.sampling import Noise, Sampling, noise_of_pictures
 from ldm.models.diffusion.tiling import Tiling
 
 CROP = 16  # latent cells
-_FAST = ("model.params.channels_last=true", "model.params.fused_adamw=true")
-OURS = {"fp32": _FAST, "bf16": (*_FAST, "model.params.frozen_dtype=bf16")}  # options of a training, by precision
+# Options of a training, by precision.
+OURS = {"fp32": (), "bf16": ("model.params.frozen_dtype=bf16", "model.params.channels_last=true")}
 SAMPLING_STEPS, PICTURE_STEPS, GUIDANCE_SCALE = 2, 4, 3.0
 TILES = 4
 DEGRADATIONS, LOADED = 4, 8  # batches, pictures
@@ -56,6 +57,8 @@ def training_model(case: Case, *overrides: str) -> LatentDiffusionSRTextWT:
         publish(model)
         return model
     model = model_of(case, *OURS[case.precision], *overrides)
+    model.contexts([model.prompt])
+    model.text.release(Path(case.work))  # as in a run, whose folder holds the tower
     model.on_fit_start()
     return model
 

@@ -104,7 +104,7 @@ def machine_line(content: Content) -> str:
     products = ", ".join(f"{value / 1e9:.0f} GFLOP/s in {name}" for name, value in sorted(speeds.items(), reverse=True))
     cores = f"{machine['cores']} cores, " if machine["device"] == "cpu" else ""
     what = f"{machine['name']} ({machine['capability']}), {cores}{memory}, PyTorch {machine['torch']}"
-    return f"{what}; matrix products: {products}."
+    return f"{what}; matrix products: {products or 'not measured yet'}."
 
 
 def steps_table(content: Content) -> str:

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from basicsr.utils import checks
 from basicsr.utils.errors import first_line
@@ -20,16 +20,20 @@ _PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 @dataclass(frozen=True)
 class Compute:
-    """The options of a model's `compute:` block, which may stand flat, too. The defaults are the published step.
+    """The options of a model's `compute:` block, which may stand flat, too. The defaults are the published step,
+    but for the optimiser's last bits.
 
-    frozen_dtype: `bf16` keeps the weights of frozen convolutions and linear layers in that type, and
-        computes what has them in it, whatever the trainer's precision. Without it mixed precision casts them at every
-        step, and keeps the copies for the backward pass. Norms, trained weights and the text tower stay in float32.
-        Whole checkpoints then hold the rounded weights, in that type: with those the rest was trained.
+    frozen_dtype: `bf16` keeps the weights of frozen convolutions and linear layers in that type, and the networks
+        compute in mixed precision of it, whatever the trainer's precision is. Without it mixed precision casts the
+        weights at every step, and keeps the copies for the backward pass. Norms, trained weights and the text tower
+        stay in float32. Whole checkpoints then hold the rounded weights, in that type: those that the rest was trained
+        with.
     channels_last: the layout of frozen convolutions, the one that convolutions are fastest in.
     compile: compile the U-Net and the time-aware encoder (`torch.compile`): the first step takes minutes longer. Where
         that is not possible the training says so and goes on without.
-    fused_adamw: one pass over weights and moments instead of several; the last bits of the weights differ.
+    fused_adamw: one pass over weights and moments instead of several; the last bits of the weights differ from those of
+        the published optimiser, which `false` brings back.
+    tf32: products of float32 on the tensor cores of newer NVIDIA GPUs, with 10 bits of mantissa for 23.
     draws_per_pair: k draws of timestep and noise for each encoded pair: the U-Net's batch is k times the pairs'.
 
     Raises:
@@ -39,21 +43,25 @@ class Compute:
     frozen_dtype: str | None = None
     channels_last: bool = False
     compile: bool = False
-    fused_adamw: bool = False
+    fused_adamw: bool = True
+    tf32: bool = False
     draws_per_pair: int = 1
 
     def __post_init__(self) -> None:
         if self.frozen_dtype is not None and self.frozen_dtype not in DTYPES:
             raise checks.unknown("frozen_dtype", str(self.frozen_dtype), tuple(DTYPES))
         checks.whole_number("draws_per_pair", self.draws_per_pair, 1)
-        for name in ("channels_last", "compile", "fused_adamw"):
+        for name in ("channels_last", "compile", "fused_adamw", "tf32"):
             checks.switch(name, getattr(self, name))
 
     def prepare(self, networks: Sequence[nn.Module], entries: Sequence[tuple[nn.Module, str]]) -> None:
         """Bring loaded networks into the form that training has them in. To be called once.
 
-        entries: the methods by which networks with frozen weights are called.
+        entries: the methods by which networks are called.
         """
+        if self.tf32:
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
         for network in networks:
             if self.channels_last:
                 lay_out(network)
@@ -87,13 +95,14 @@ def lay_out(network: nn.Module) -> None:
 
 
 def under_autocast(module: nn.Module, method: str, dtype: torch.dtype) -> None:
-    """Let a module's method always compute in mixed precision of `dtype`."""
+    """Let a module's method always compute in mixed precision of `dtype`; a tensor comes back in float32."""
     run: Callable[..., Any] = getattr(module, method)
 
     @wraps(run)
     def mixed(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(next(module.parameters()).device.type, dtype):
-            return run(*args, **kwargs)
+            result = run(*args, **kwargs)
+        return result.float() if isinstance(result, Tensor) else result
 
     setattr(module, method, mixed)
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -69,7 +70,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         time_replace: how many of the `timesteps` steps to train on, evenly spaced; 1 is the last one.
         parameterization: what the U-Net predicts: eps, v or x0.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
-            unless `keep_text_encoder`. Its weights wait in host memory and are in every saved checkpoint.
+            unless `keep_text_encoder`. Its weights wait on the disk and are in every saved checkpoint.
         save_trainable_only: leave what is frozen out of checkpoints, which then need `ckpt_path`'s file beside them.
         use_ema: keep an exponential moving average of the U-Net, used for validation and sampling.
         learning_rate: AdamW's.
@@ -117,10 +118,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         checks.whole_number("timesteps", timesteps, 2)
         weight, options = EdgeWeight.parse(edge_loss_weight), EdgeOptions(**(edge or {}))
         self.training_loss, self.compute = TrainingLoss(**(loss or {})), Compute(**(compute or {}))
-        self.learning_rate = learning_rate
-        self.parameterization = parameterization
-        self.prompt = prompt
-        self.keep_text_encoder = keep_text_encoder
+        self.learning_rate, self.parameterization = learning_rate, parameterization
+        self.prompt, self.keep_text_encoder = prompt, keep_text_encoder
         self._released_text_tower: StateDict = {}
         self._prepared = False
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
@@ -221,8 +220,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self.contexts([self.prompt])
         self._prepare_networks()
         if not self.keep_text_encoder:
-            weights = {f"cond_stage_model.{name}": value for name, value in self.text.release().items()}
-            self._released_text_tower |= weights
+            held = self.text.release(Path(self.trainer.default_root_dir) if self._trainer is not None else None)
+            self._released_text_tower |= {f"cond_stage_model.{name}": value for name, value in held.items()}
             self.cond_stage_model = None
 
     def _prepare_networks(self) -> None:
@@ -233,7 +232,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         if self._frozen is not None and self.compute.frozen_dtype is not None:
             self._frozen.remember(self, self.state_dict())  # before anything is rounded
         unet, vae = self.model.diffusion_model, self.first_stage_model
-        self.compute.prepare((unet, vae), ((unet, "forward"), (vae, "encode"), (vae, "decode")))
+        entries = ((unet, "forward"), (self.structcond_stage_model, "forward"), (vae, "encode"), (vae, "decode"))
+        self.compute.prepare((unet, vae), entries)
         for network in (unet, self.structcond_stage_model) if self.compute.compile else ():
             compile_forward(network)
 
@@ -281,7 +281,10 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what is trained."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=self.learning_rate, fused=self.compute.fused_adamw or None)
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, fused=self.compute.fused_adamw or None)
+        # The gradients that it gets are unscaled: so they can be clipped, and an overflow be seen, in every precision.
+        setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 (PyTorch declares no such attribute)
+        return optimizer
 
     def _step(self, pair: Pair, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         latents = self.encode(pair, rng, drop_edges=self.training)
