@@ -1,6 +1,5 @@
-"""The edge experiment: a study from its YAML to its report, in one sitting or several; and what the edge loss costs."""
+"""The edge experiment: a study from its YAML to its report, in one sitting or several."""
 
-import importlib
 import json
 import os
 import shutil
@@ -9,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -227,21 +225,3 @@ def test_edges_of_all_frames_are_pooled() -> None:
     bottom, top = np.zeros((2, 16, 16), bool)
     bottom[15], top[0] = True, True
     assert pooled([(bottom, empty), (empty, top)])["edge_f1"] == 0  # neighbours in the pile only
-
-
-# What the edge loss costs
-
-
-def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    folder, name = name.split(".")
-    monkeypatch.syspath_prepend(ROOT / folder)
-    monkeypatch.syspath_prepend(ROOT)
-    return importlib.import_module(name)
-
-
-def test_flops_grow_as_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = module("benchmarks.edge_overhead", monkeypatch)
-    plain, full, crop, gated = benchmark.flops_without_data("small", 128).values()
-    # A quarter of the frame's cells, and attention, which grows with their square; then 401 of 1000 timesteps.
-    assert 0 < crop - plain < (full - plain) / 4
-    assert gated - plain == pytest.approx(0.401 * (crop - plain))
