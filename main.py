@@ -7,6 +7,7 @@ import importlib
 import sys
 from typing import Any
 
+from ldm.machine import let_threads_wait
 from ldm.training.cli import main
 from ldm.util import MAIN
 
@@ -24,4 +25,5 @@ def __dir__() -> list[str]:
 
 
 if __name__ == "__main__":
+    let_threads_wait()
     sys.exit(main())

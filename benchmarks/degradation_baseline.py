@@ -88,7 +88,8 @@ def compressed(img_01: Tensor, quality: Tensor) -> Tensor:
         coded.append(plane.repeat_interleave(2, 1).repeat_interleave(2, 2) if channel else plane)
     merged = torch.stack(coded, dim=-1) - torch.tensor([0.0, 128.0, 128.0]).to(planes)
     rgb = torch.tensordot(merged, torch.tensor(YCBCR_TO_RGB).T.to(planes), dims=1).clamp(0, 255)
-    return (rgb / 255).permute(0, 3, 1, 2)[..., :height, :width].contiguous()
+    saved: Tensor = (rgb / 255).permute(0, 3, 1, 2)[..., :height, :width].contiguous()
+    return saved
 
 
 def _coded_plane(plane: Tensor, table: Tensor, factor: Tensor) -> Tensor:
@@ -104,7 +105,8 @@ def _coded_plane(plane: Tensor, table: Tensor, factor: Tensor) -> Tensor:
     steps = (table[None] * factor[:, None, None])[:, None]
     frequencies = (scale * torch.tensordot(blocks, cosines, dims=2) / steps).round() * steps
     blocks = torch.tensordot(frequencies * scale, cosines.permute(2, 3, 0, 1), dims=2) + 128
-    return blocks.view(B, H // 8, W // 8, 8, 8).permute(0, 1, 3, 2, 4).reshape(B, H, W)
+    coded: Tensor = blocks.view(B, H // 8, W // 8, 8, 8).permute(0, 1, 3, 2, 4).reshape(B, H, W)
+    return coded
 
 
 def poisson_noisy(img_01: Tensor, scale_range: Sequence[float], gray_prob: float, rng: torch.Generator) -> Tensor:

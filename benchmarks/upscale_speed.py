@@ -150,7 +150,7 @@ def compare(args: argparse.Namespace, upscaler: Upscaler, picture: Picture) -> i
             cpu_times[variant].append(cpu_seconds)
     print(
         f"{args.side} -> {4 * args.side} pixels, {args.steps} steps, tiles of {upscaler.tile} latent cells, batch "
-        f"{upscaler.settings.batch}, {upscaler.networks.device}, {torch.get_num_threads()} threads"
+        f"{upscaler.batch}, {upscaler.networks.device}, {torch.get_num_threads()} threads"
     )
     print(f"{'':44}{'seconds, median (least)':>26}{'CPU seconds':>14}{'peak MB (loaded)':>20}")
     for variant in VARIANTS:

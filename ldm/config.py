@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from basicsr.utils.errors import UserError, did_you_mean, first_line
+from basicsr.utils.packs import is_remote
 from ldm import shipped
 from ldm.util import check_arguments, get_obj_from_str
 
@@ -170,8 +171,8 @@ def check_paths(config: Config, blocks: Sequence[str] = ("model", "data")) -> No
 
 
 def _is_there(item: str) -> bool:
-    """Whether a path exists; what is on the hub is looked for when it is read."""
-    return item.startswith("hf:/") or Path(item).expanduser().exists()
+    """Whether a path exists; what is elsewhere, and a row of tar files, is looked for when it is read."""
+    return is_remote(item) or "{" in item or Path(item).expanduser().exists()
 
 
 def _where_to_get(path: KeyPath, item: str) -> str:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from basicsr.utils.errors import did_you_mean
+from ldm.machine import let_threads_wait
 
 
 class Command(NamedTuple):
@@ -24,6 +25,7 @@ COMMANDS = {
     "generate-cfw-data": Command("ldm.inference.generate_cfw_data", "make the data that CFW trains on"),
     "inspect": Command("ldm.exchange.inspect_cli", "tell what a file of weights is"),
     "export": Command("ldm.exchange.export_cli", "write weights in other forms, and bring them to the hub"),
+    "pack": Command("ldm.data.pack_cli", "put a folder of pictures into tar files, or into a database"),
     "edge-maps": Command("ldm.inference.edge_maps", "write the edge maps of a folder"),
     "app": Command("ldm.inference.app", "serve a web page that upscales pictures"),
 }
@@ -48,5 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = f"there is no command {words[0]!r}{did_you_mean(words[0], COMMANDS)}" if words else "no command"
         sys.stderr.write(f"error: {problem}\n{USAGE}\n")
         return 2
+    let_threads_wait()
     status: int = import_module(COMMANDS[words[0]].module).main(words[1:])
     return status

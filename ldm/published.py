@@ -75,10 +75,16 @@ _EDGE = (
     "warmup_steps", "max_timestep", "min_snr", "crop", "crop_by", "target", "operator", "dilate", "base_weight",
     "normalize", "loss_type", "grad_ratio_every", "decoder_checkpoint",
 )  # fmt: skip
+_COMPUTE = ("frozen_dtype", "channels_last", "compile", "fused_adamw", "tf32", "draws_per_pair")
 _LOSS = ("loss_type", "l_simple_weight", "original_elbo_weight", "logvar_init")
 # Arguments that are blocks of options: flat name -> (block, name in it).
 FOLDED: Mapping[str, Mapping[str, tuple[str, str]]] = dict.fromkeys(
-    _STAGE_1, {f"edge_{name}": ("edge", name) for name in _EDGE} | {name: ("loss", name) for name in _LOSS}
+    _STAGE_1,
+    {
+        **{f"edge_{name}": ("edge", name) for name in _EDGE},
+        **{name: ("loss", name) for name in _LOSS},
+        **{name: ("compute", name) for name in _COMPUTE},
+    },
 )
 # The class that holds a block's options.
 BLOCKS: Mapping[str, Mapping[str, str]] = dict.fromkeys(
@@ -86,6 +92,7 @@ BLOCKS: Mapping[str, Mapping[str, str]] = dict.fromkeys(
     {
         "edge": "ldm.modules.losses.edge_options.EdgeOptions",
         "edge_condition": "ldm.models.diffusion.edge_condition.EdgeCondition",
+        "compute": "ldm.models.diffusion.compute.Compute",
         "loss": "ldm.models.diffusion.training_loss.TrainingLoss",
     },
 )

@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import yaml
 
 from basicsr.utils.errors import UserError, first_line
 from basicsr.utils.files import OutputError, write_whole
+from ldm.launched import chosen_by_first, launched_processes
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +62,16 @@ class RunFolder:
                 f"--logdir {logdir!r}, --name {name!r}: give a folder, and a name of at most {MAX_NAME} "
                 f"letters without {os.sep}"
             )
-        if RUN_FOLDER_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+
+        def choose() -> str:
             path = Path(logdir) / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
             taken = 1
             while path.exists():  # two runs within one second
                 taken += 1
                 path = path.with_name(f"{path.name.removesuffix(f'_{taken - 1}')}_{taken}")
-            os.environ[RUN_FOLDER_VARIABLE] = str(path)
-        return cls(Path(os.environ[RUN_FOLDER_VARIABLE]))
+            return str(path)
+
+        return cls(Path(_of_first_process(RUN_FOLDER_VARIABLE, choose)))
 
     @classmethod
     def to_resume(cls, target: str) -> tuple["RunFolder", Path]:
@@ -100,12 +103,14 @@ class RunFolder:
 
         It is the same one in every process that this one starts.
         """
-        if RESUMED_VARIABLE not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+
+        def choose() -> str:
             same = re.compile(STAMP + re.escape(f"_{name}") + r"(_\d+)?")
             runs = [cls(path) for path in sorted(Path(logdir).glob("*"), reverse=True) if same.fullmatch(path.name)]
             found = next((run for run in runs if run.configs() and _readable(run.checkpoints())), None)
-            os.environ[RESUMED_VARIABLE] = str(found.path) if found else ""
-        return os.environ[RESUMED_VARIABLE] or None
+            return str(found.path) if found else ""
+
+        return _of_first_process(RESUMED_VARIABLE, choose) or None
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint files to go on from: last.ckpt, then the others, newest first."""
@@ -121,6 +126,7 @@ class RunFolder:
         files = self.checkpoints()
         readable = _readable(files)
         if files and not readable:
+            checkpoint_step(files[0])  # says what it is
             raise UserError(f"{files[0]} cannot be read as a checkpoint, and there is no other: it is damaged")
         if readable and readable != self.last_checkpoint:
             log.warning("%s is damaged or missing: going on from %s instead", self.last_checkpoint, readable)
@@ -168,6 +174,15 @@ class RunFolder:
         return sorted((self.path / "configs").glob("*-config.yaml"))
 
 
+def _of_first_process(variable: str, choose: Callable[[], str]) -> str:
+    """What a training's first process chooses; those that Lightning starts on this machine find it in `variable`."""
+    if launched_processes() > 1:
+        return chosen_by_first(variable, choose)
+    if variable not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        os.environ[variable] = choose()
+    return os.environ[variable]
+
+
 def new_wandb_id() -> str:
     """A random name for a W&B run, which a resumed run takes up again."""
     return secrets.token_hex(4)
@@ -191,6 +206,10 @@ def checkpoint_outline(file: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not a checkpoint.
     """
+    if file.is_dir():
+        raise UserError(
+            f"{file} is a folder of DeepSpeed's: its zero_to_fp32.py makes a file for model.params.ckpt_path"
+        )
     try:
         checkpoint = torch.load(file, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is cut short or something else altogether

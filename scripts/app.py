@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm.inference.app import main
+from ldm.entry import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["app", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm.evaluation.report.cli import main
+from ldm.entry import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["compare", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm.inference.edge_maps import main
+from ldm.entry import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["edge-maps", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from ldm.inference.generate_cfw_data import main
+from ldm.entry import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["generate-cfw-data", *sys.argv[1:]]))

@@ -20,7 +20,7 @@ LIGHTNING_ROOMS = (
 )
 # Floors of ldm/models/diffusion: a file may import from floors below its own, and above the ground from its own.
 FLOORS = (
-    {"schedule", "first_stage", "conditioning", "checkpoint", "tiling", "reference"},
+    {"schedule", "first_stage", "conditioning", "checkpoint", "tiling", "reference", "compute"},
     {"process", "edge_condition", "frozen_parts"},
     {"training_loss", "sampling", "guidance"},
     {"edge_term", "last_value"},
@@ -49,7 +49,7 @@ FORBIDDEN = {
     "ldm/training": ("ldm.inference", "ldm.evaluation.report", "ldm.exchange", "ldm.study"),
 }
 # What stands in ldm/ beside the rooms serves them all, and knows none of them.
-LOOSE = ("util", "config", "published", "console", "shipped", "entry")
+LOOSE = ("util", "config", "published", "console", "shipped", "entry", "machine")
 # A module that reports may load: it needs no torch.
 LIGHT = ("ldm.modules.losses.edge_weight",)
 FUNCTION_LINES, FILE_LINES = 60, 400

@@ -60,7 +60,7 @@ def upscaled(run: Path, picture: str, *words: str) -> np.ndarray:
     (config,) = list((run / "configs").glob("*-config.yaml"))[:1]
     files = ["--base", str(config), "--ckpt", str(run / "checkpoints/last.ckpt"), "--input", picture, "--overwrite"]
     assert upscale([*files, "--steps", "1", "--colorfix", "none", *words]) == 0
-    return np.asarray(Image.open(Path("results", picture))).astype(int)
+    return np.asarray(Image.open(Path("results", Path(picture).name))).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,7 @@ def test_the_forks_canny_yaml_says_what_it_trains(here: Path, capsys: pytest.Cap
     run = run_of(here, "theirs")
     assert main(["--resume", str(run), "--max_steps", "21"]) == 0
     assert len([row for row in read_metrics(run / "metrics.csv") if "train/loss" in row]) == 21
+    assert upscaled(run, "pictures/0.png").shape == (80, 80, 3)  # as it is, it restores pictures at their own size
 
 
 def test_the_key_that_it_names_makes_it_edge_to_picture(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

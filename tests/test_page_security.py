@@ -4,6 +4,7 @@ Needs Gradio, as tests/test_app.py does; `-m browser` runs it. The server notes
 every file that it opens, by an audit hook.
 """
 
+import html
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from http.cookiejar import CookieJar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -154,6 +156,31 @@ class Visitor:
         return self.event("upscale", [defaults[number] for number in self.function("upscale")["inputs"]])
 
 
+ROUTES = ("file=", "file/", "proxy=", "static/", "../file=", "stream/", "custom_component/1/client/component/")
+
+
+class Tries:
+    """What was tried, by kind: requests, those refused, and files of others that the server opened meanwhile."""
+
+    def __init__(self, page: Served, secrets: set[str]) -> None:
+        self.page, self.secrets = page, secrets
+        self.kinds: dict[str, tuple[int, int, int]] = {}
+        self.seen = len(page.opened.read_text().splitlines())
+
+    def note(self, kind: str, *, refused: bool) -> None:
+        opened = self.page.opened.read_text().splitlines()
+        new, self.seen = opened[self.seen :], len(opened)
+        read = sum(path in self.secrets or "secret" in path or "private" in path for path in new)
+        tried, stopped, foreign = self.kinds.get(kind, (0, 0, 0))
+        self.kinds[kind] = (tried + 1, stopped + refused, foreign + read)
+
+    def table(self) -> str:
+        rows: list[tuple[str, ...]] = [("what was tried", "requests", "refused", "files read")]
+        rows += [(kind, *map(str, counts)) for kind, counts in self.kinds.items()]
+        rows += [("all", *(str(sum(each)) for each in zip(*self.kinds.values(), strict=True)))]
+        return "\n".join(f"{kind:46}{tried:>10}{refused:>10}{read:>12}" for kind, tried, refused, read in rows)
+
+
 def files_in(said: str) -> set[str]:
     return set(re.findall(r'"path":"([^"]+)"', said))
 
@@ -197,36 +224,25 @@ def test_no_file_is_read_that_was_not_handed_in(page: Served, folder: Path, else
         str(folder / "secret.png"), str(folder / "tiny.yaml"), "secret.png", upload, *results,
         str(page.cache / "link.png"), f"{Path(upload).parent}/../{Path(upload).parent.name}/private.png",
     ]  # fmt: skip
-    secrets = {*targets, str((folder / "secret.png").resolve())}
-    already = page.opened.read_text().splitlines()
-    assert upload in already  # the list shows what is read: this one was, for who handed it in
-    tried = 0
+    assert upload in page.opened.read_text().splitlines()  # the list shows what is read, here for who handed it in
+    tries = Tries(page, {*targets, str((folder / "secret.png").resolve())})
     for target in targets:
-        for payload in forged(target, url).values():
+        for kind, payload in forged(target, url).items():
             for more in ({}, {"event_data": payload}, {"trigger_id": 1, "event_data": {"_data": payload}}):
                 said = attacker.event("hand_in", [payload], **more)
-                assert "Press Upscale" not in said and "private.png</b>" not in said
-                tried += 1
+                tries.note(kind, refused="Press Upscale" not in said and "private.png</b>" not in said)
             for name in ("upscale", "begin", "stop"):
-                attacker.event(name, [payload] * len(attacker.function(name)["inputs"]))
+                said = attacker.event(name, [payload] * len(attacker.function(name)["inputs"]))
+                tries.note(kind, refused="Finished" not in said)
             body = json.dumps({"data": [payload], "fn_index": 0, "session_hash": attacker.session}).encode()
             for route in ("run/predict", "api/predict", "call/hand_in", "call/v2/hand_in", "component_server", "reset"):
-                attacker.ask(f"gradio_api/{route}", body)
-                tried += 1
-        for route in (
-            "file=",
-            "file/",
-            "proxy=",
-            "static/",
-            "../file=",
-            "stream/",
-            "custom_component/1/client/component/",
-        ):
-            status, content = attacker.ask(f"gradio_api/{route}{urllib.parse.quote(target)}")
-            assert status >= 400, (route, target, content[:99])
-            tried += 1
-    read = page.opened.read_text().splitlines()[len(already) :]
-    assert tried > 300 and not [path for path in read if path in secrets or "secret" in path or "private" in path]
+                tries.note(f"{kind}, to other routes", refused=attacker.ask(f"gradio_api/{route}", body)[0] >= 400)
+        for route in ROUTES:
+            status, _ = attacker.ask(f"gradio_api/{route}{urllib.parse.quote(target)}")
+            tries.note(f"GET {route}", refused=status >= 400)
+    sys.stdout.write(f"\n{tries.table()}\n")  # pytest -s shows it
+    assert sum(tried for tried, _, _ in tries.kinds.values()) > 300
+    assert not [kind for kind, (tried, refused, read) in tries.kinds.items() if refused < tried or read], tries.table()
     assert not asked
 
 
@@ -274,3 +290,31 @@ def test_uploads_stay_in_their_place(page: Served, folder: Path) -> None:
         assert status >= 400 or page.cache in Path(json.loads(stored)[0]).resolve().parents
     outside = [path for path in folder.rglob("*evil*") if page.cache.resolve() not in path.resolve().parents]
     assert not outside
+
+
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+def test_texts_from_files_are_no_html(page: Served, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, EXIF and what is wrong with a file are shown as texts, whatever the server makes of an upload's name."""
+    photo, exif = Image.open(folder / "cat.png"), Image.Exif()
+    exif[0x010E] = HOSTILE  # the description
+    photo.save(folder / "described.jpg", exif=exif)
+    visitor = Visitor(page)
+    for content, name in (((folder / "described.jpg").read_bytes(), f"{HOSTILE}.jpg"), (b"none", f"{HOSTILE}.png")):
+        (upload,) = json.loads(visitor.upload(content, name)[1])
+        said = visitor.event("hand_in", [{"path": upload, "meta": META, "orig_name": name}])
+        assert ("Press Upscale" in said) == name.endswith("jpg") and "<img" not in said and "<script" not in said
+    said = visitor.upscale()
+    assert "<img" not in said and "<script" not in said
+
+    from ldm.inference.page import Page, refused
+
+    request: Any = SimpleNamespace(cookies={}, session_hash="x")
+    parts: list[Any] = [None] * 4
+    hostile = SimpleNamespace(name=f"{HOSTILE}.png")  # as if Gradio changed no name
+    monkeypatch.setattr(Page, "_opened", lambda *_: (hostile, hostile, (8, 8)))
+    shown = Page(*parts)
+    monkeypatch.setattr("ldm.inference.page.sees_edges", lambda _: True)
+    for status in (shown.hand_in("x", request)[3], shown.hand_in_edges("x", request)[2], refused(ValueError(HOSTILE))):
+        assert html.escape(HOSTILE) in status and "<img" not in status and "<script" not in status

@@ -17,6 +17,7 @@ from basicsr.data.latent_pair import LatentPair
 from basicsr.data.pair_pool import Pair
 from ldm.config import PATH_KEYS, Config, _paths, check_config, check_paths, load_config
 from ldm.inference import Upscaler
+from ldm.inference.cli import main as upscale
 from ldm.inference.settings import UpscaleSettings
 from ldm.models.build import build_model
 from ldm.models.diffusion import faces
@@ -255,3 +256,50 @@ def test_about_one_face_batch_in_two_hundred_is_clean(monkeypatch: pytest.Monkey
     for index in range(8000):
         Counting().training_step(pair, index)
     assert 20 <= sum(seen) <= 60  # 40 of 8000, within three standard deviations
+
+
+def trained(file: Path, pictures: Path, *words: str) -> Path:
+    """The run of two steps of main.py in the working directory."""
+    sizes = [f"data.params.{role}.params.{key}={SIDE}" for role in ("train", "validation") for key in ("crop_size",)]
+    sizes += [f"degradation.gt_size={SIDE}", "data.params.batch_size=2", "data.params.num_workers=0"]
+    options = ["--max_steps", "2", "--accumulate_grad_batches", "1", "--logger", "csv", "lightning.callbacks=null"]
+    assert main(["--base", str(file), *options, *TINY, *sizes, *words, "test_data=null"]) == 0
+    (run,) = Path("logs").iterdir()
+    return run
+
+
+def test_keys_as_people_write_them(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate that is a text to YAML, pictures that count several times, and their edge maps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maps").mkdir()
+    Image.new("L", (SIDE, SIDE), 255).save(tmp_path / "maps/0.png")
+    base = next(file for file in PUBLISHED if file.name == "v2-finetune_text_T_512.yaml")
+    roles = "\n".join(
+        f"    {role}: {{params: {{gt_path: {pictures}, face_gt_path: null}}}}" for role in ("train", "validation")
+    )
+    (tmp_path / "mine.yaml").write_text(
+        f"base: {base}\nmodel:\n  base_learning_rate: 1e-5\ndata:\n  params:\n{roles}\n"
+    )
+    more = [f"data.params.train.params.{word}" for word in ("mul_num=3", f"edge_map_path={tmp_path / 'maps'}")]
+    run = trained(tmp_path / "mine.yaml", pictures, *more, "data.params.train.params.queue_size=2")
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-5
+    assert state["global_step"] == 2
+    config = load_config([next((run / "configs").glob("*-config.yaml"))])
+    assert len(instantiate_from_config(config.values["data"]["params"]["train"])) == 3 * len(
+        list(pictures.rglob("*.png"))
+    )
+
+
+def test_faces_from_training_to_pictures(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    faces_words = [f"data.params.{role}.params.dataroot_gt={pictures}" for role in ("train", "validation")]
+    outs = [f"data.params.{role}.params.out_size={SIDE}" for role in ("train", "validation")]
+    run = trained(FACE, pictures, *faces_words, *outs)
+    (config,) = (run / "configs").glob("*-config.yaml")
+    model = ["--base", str(config), "--ckpt", str(run / "checkpoints/last.ckpt"), "--steps", "2", "--upscale", "1"]
+    results = []
+    for more in ([], ["--reference", str(pictures / "1.png"), "--reference_rate", "0.5"]):
+        assert upscale([*model, "--input", str(pictures / "0.png"), "--overwrite", *more]) == 0
+        results.append(np.asarray(Image.open("results/0.png")).astype(int))
+    assert results[0].shape == (SIDE, SIDE, 3) and (results[0] != results[1]).any()

@@ -1,5 +1,8 @@
 """scripts/upscale.py with a model that sees edges: where they come from, and what a result is a result of."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import skimage.data
 import torch
 from PIL import Image
 from reference.parity import fill
-from tiny_run import TINY
+from tiny_run import ROOT, TINY
 
 from ldm.config import load_config
 from ldm.inference import cli
@@ -194,3 +197,30 @@ def test_a_model_that_sees_no_edges(
 ) -> None:
     assert cli.main(["--input", "in/a.png", "--steps", "1", "--edges", "lq"]) == 2
     assert "--edges is lq: this model sees no edges; one whose config has" in capsys.readouterr().err
+
+
+def test_edges_go_together_with_a_reference(here: Path, run: Run) -> None:
+    photo(here / "refs/a.png", 60, 32)
+    photo(here / "refs/b.png", 60, 32)
+    words = ("--input", "in", "--upscale", "2", "--edges", "lq", "--reference", "refs", "--reference_rate", "0.2")
+    distances = []
+    for output, more in (("plain", words[:6]), ("both", words)):
+        assert run(*more, "--output", output) == 0
+        distances.append(np.abs(pixels(f"{output}/a.png") - pixels("refs/a.png")).mean())
+    assert distances[1] < distances[0]
+    assert run(*words, "--edges", "none", "--output", "without") == 0
+    assert (pixels("without/a.png") != pixels("both/a.png")).any()
+
+
+def test_two_processes_draw_the_same_with_edges(here: Path, weights: Path) -> None:
+    drawn(here / "in/a_edge.png", 5)
+    model = ["--base", str(weights / "beside.yaml"), "--ckpt", str(weights / "beside.ckpt"), "--device", "cpu"]
+    words = ["--input", "in", "--edges", "file", "--steps", "1", "--upscale", "2", "--save_edges", "--batch", "1"]
+    drawn(here / "in/b_edge.png", 9)
+    for devices in ("1", "2"):
+        script = [sys.executable, str(ROOT / "scripts/upscale.py"), *model, *words, "--devices", devices]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*script, "--output", devices], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    made = [{file.name: file.read_bytes() for file in Path(devices).iterdir()} for devices in ("1", "2")]
+    assert made[0] == made[1] and {"a.png", "b.png", "a_edges_told.png"} <= set(made[0])

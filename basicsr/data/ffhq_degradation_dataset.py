@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from basicsr.data.face_degradation import FaceDegradation
-from basicsr.data.picture_folders import Normalisation, by_name, check_fixed_keys
+from basicsr.data.picture_folders import Normalisation, by_name, check_fixed_keys, places
 from basicsr.data.picture_lists import suffixes_of
 from basicsr.data.transforms import epoch_and_index, random_crop, random_flips
 from basicsr.utils import checks
@@ -31,7 +31,7 @@ class FFHQDegradationDataset(Dataset[dict[str, Any]]):
         crop_size: takes the place of `out_size` where it is given.
         queue_size: without effect: every sample is degraded on its own, there is nothing for a pair pool to mix.
         use_hflip: mirror half of the faces left to right.
-        io_backend, mean, std: supported at their published values alone: files on a disk, 0, 1.
+        io_backend: see `RealESRGANDataset`. mean, std: supported at their published values alone: 0, 1.
         seed: of everything random.
 
     Raises:
@@ -80,7 +80,11 @@ class FFHQDegradationDataset(Dataset[dict[str, Any]]):
             color_jitter_prob or 0.0, color_jitter_shift, color_jitter_pt_prob or 0.0,
             brightness, contrast, saturation, hue, gray_prob or 0.0, gt_gray,
         )  # fmt: skip
-        self.paths = list(by_name("dataroot_gt", Path(dataroot_gt).expanduser(), suffixes_of(image_type)).values())
+        suffixes = suffixes_of(image_type)
+        found = [
+            by_name("dataroot_gt", Path(place), suffixes) for place in places("dataroot_gt", dataroot_gt, io_backend)
+        ]
+        self.paths = [path for pictures in found for path in pictures.values()]
 
     def __len__(self) -> int:
         return len(self.paths)

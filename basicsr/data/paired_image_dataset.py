@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_fixed_keys, shortened
+from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_fixed_keys, places, shortened
 from basicsr.data.picture_lists import Folders, listed
 from basicsr.data.transforms import epoch_and_index, random_flips, reflect_pad
 from basicsr.utils import checks
@@ -55,7 +55,7 @@ class PairedImageDataset(Dataset[dict[str, Any]]):
             in validation, takes whole pictures: batches of more than one need them all of one size.
         use_hflip, use_rot: in training, mirror and turn at random, LQ and GT alike.
         phase: "train" cuts and flips at random; "val" and "test" cut out the middle.
-        io_backend, mean, std: supported at one value alone: files on a disk, 0, 1.
+        io_backend: of both folders, see `RealESRGANDataset`. mean, std: supported at one value alone: 0, 1.
         seed: of everything random, which is a function of (seed, epoch, index).
 
     Raises:
@@ -82,6 +82,10 @@ class PairedImageDataset(Dataset[dict[str, Any]]):
         seed: int = 23,
     ) -> None:
         check_fixed_keys(io_backend, mean, std)
+        dataroot_gt, dataroot_lq = (
+            places(field, value, io_backend)
+            for field, value in (("dataroot_gt", dataroot_gt), ("dataroot_lq", dataroot_lq))
+        )
         if phase not in PHASES:
             raise checks.unknown("phase", str(phase), PHASES)
         if "{}" not in filename_tmpl:

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from basicsr.data.kernels import KERNEL_SIZE, KERNELS, KernelOptions, draw_final_sinc, draw_kernel
-from basicsr.data.picture_folders import check_fixed_keys
-from basicsr.data.picture_lists import Folders, PathList, PictureSources
+from basicsr.data.picture_folders import check_fixed_keys, places
+from basicsr.data.picture_lists import Folders, PictureSources
 from basicsr.data.transforms import epoch_and_index, random_crop, random_flips
 from basicsr.utils import checks
 from basicsr.utils.colour import luma
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.img_util import MAX_PIXELS, Pixels, as_01, read_picture, read_rgb
+from basicsr.utils.path_list import PathList
 from basicsr.utils.rng import numpy_rng
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
     Args:
         gt_path: folder of ground-truth pictures, or several; searched recursively.
         crop_size: side of the square crop in pixels. Smaller pictures are mirrored at the bottom and right.
-        gt_size: side that training cuts out of the degraded crop; kept for the data module. None means `crop_size`.
+        gt_size: side that training cuts out of the degraded crop; kept for the data module. None means `crop_size`,
+            above which it may not be.
         queue_size: samples in the pair pool; kept for the data module.
         image_type: file types to use, such as "png" or ["jpg", "tif"]; None or "any" means all that can be read.
         meta_info: text file with one picture path per line, relative to a folder of `gt_path`: these pictures are used,
@@ -124,7 +126,8 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
             out at the same place. It is brought to the picture's size by nearest neighbour; where there is none it is
             black. Of the pictures, NAME_edge.png beside NAME is then not one.
         max_pixels: larger pictures are left out.
-        io_backend: {"type": "disk"}, the only kind there is.
+        io_backend: what `gt_path` names: {"type": "disk"} folders; "lmdb" BasicSR's databases; "tar" tar files,
+            folders of them, or name{000..063}.tar. Each may be elsewhere, as s3://bucket/folder.
         use_hflip: mirror half of the crops left to right.
         use_rot: mirror half of them top to bottom, and exchange rows and columns of half of them.
         skip_small: leave out files below 100 KiB or 384 x 384 pixels in area, as StableSR always does.
@@ -170,13 +173,19 @@ class RealESRGANDataset(Dataset[dict[str, Any]]):
         edge_map_path: str | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        given = locals()
         check_fixed_keys(io_backend)
+        gt_path = places("gt_path", gt_path, io_backend)
+        given = locals()
         self.queue_size = checks.whole_number("queue_size", queue_size, 0)
         self.final_sinc_prob = checks.probability("final_sinc_prob", final_sinc_prob)
         self.kernel_options = KernelOptions.of(given, ""), KernelOptions.of(given, "2")
         self.crop = CropOptions(crop_size, use_hflip=use_hflip, use_rot=use_rot)
         self.gt_size = checks.whole_number("gt_size", crop_size if gt_size is None else gt_size, 1)
+        if self.gt_size > crop_size:
+            raise FieldError(
+                "gt_size",
+                f"is {gt_size}, and crop_size, out of which it is cut, {crop_size}: raise that, or leave it out",
+            )
         self.seed = seed
         self._sources = PictureSources(**{field.name: given[field.name] for field in fields(PictureSources)})
         pictures = self._sources.paths(seed)

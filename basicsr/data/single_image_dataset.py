@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_fixed_keys, shortened
+from basicsr.data.picture_folders import Normalisation, as_folders, by_name, check_fixed_keys, places, shortened
 from basicsr.data.picture_lists import Folders, listed, suffixes_of
 from basicsr.utils.errors import FieldError, UserError, fields_named, first_line
 from basicsr.utils.img_util import read_rgb_01
@@ -27,7 +27,7 @@ class SingleImageDataset(Dataset[dict[str, Any]]):
     Args:
         dataroot_lq: folder of pictures, or several; searched recursively.
         meta_info_file: text file with one picture of `dataroot_lq` per line, by its path there: these alone are used.
-        io_backend, mean, std, color: supported at one value alone: files on a disk, 0, 1, RGB.
+        io_backend: see `RealESRGANDataset`. mean, std, color: supported at one value alone: 0, 1, RGB.
 
     Raises:
         FieldError: a folder that is not there or lacks pictures, or a value that is not supported.
@@ -44,7 +44,8 @@ class SingleImageDataset(Dataset[dict[str, Any]]):
     ) -> None:
         check_fixed_keys(io_backend, mean, std, color)
         if meta_info_file is None:
-            folders = [by_name("dataroot_lq", folder) for folder in as_folders(dataroot_lq)]
+            found = places("dataroot_lq", dataroot_lq, io_backend)
+            folders = [by_name("dataroot_lq", folder) for folder in as_folders(found)]
             self.paths = [path for folder in folders for path in folder.values()]
         else:
             with fields_named(lambda _: "meta_info_file"):
@@ -92,6 +93,8 @@ class SingleImageNPDataset(Dataset[dict[str, Any]]):
         color: str | None = None,
     ) -> None:
         check_fixed_keys(io_backend, mean, std, color)
+        if io_backend and io_backend.get("type", "disk") != "disk":
+            raise FieldError("io_backend", "has another type than disk: latents are read from folders alone")
         self.samples = [
             sample for folder in as_folders(gt_path) for sample in _together(folder, suffixes_of(image_type))
         ]

@@ -1,7 +1,9 @@
 """Pictures on disk: finding them, and reading every common kind as RGB."""
 
+import io
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Collection, Iterator
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from basicsr.utils import packs
 from basicsr.utils.errors import FieldError, UserError
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ def list_pictures(
     Raises:
         FieldError: `folder` is not there, is not a folder, or cannot be read. Finding nothing is not an error here.
     """
+    if packs.is_pack(folder) or packs.is_remote(folder):
+        return _list_packed(folder, tuple(suffixes), name)
     root = Path(folder)
     if not root.is_dir():
         problem = "is a file, not a folder" if root.exists() else "does not exist"
@@ -75,6 +80,16 @@ def list_pictures(
         found += pictures
         pending += sorted(folders, reverse=True)
     return sorted(found)
+
+
+def _list_packed(folder: str | os.PathLike[str], suffixes: tuple[str, ...], field: str) -> list[str]:
+    """The pictures in a pack, or below a folder that is elsewhere."""
+    try:
+        names = packs.names_in(folder)
+    except UserError as error:
+        raise FieldError(field, f"is {folder}, which cannot be read: {error}") from error
+    seen = (name for name in names if not re.search(r"(^|/)\.", name))
+    return [f"{os.fspath(folder).rstrip('/')}/{name}" for name in seen if name.lower().endswith(suffixes)]
 
 
 def _entries(folder: str, suffixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -113,7 +128,7 @@ def opened(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Iterat
             raise UserError("it is not a file")  # to open a pipe would wait for ever
         # Given a file and not its name, Pillow does not map it into memory; where it does, it mixes up the rows of
         # uncompressed TIFFs whose orientation exchanges height and width.
-        with Path(path).open("rb") as file:
+        with io.BytesIO(packs.read(path)) if packs.packed(path) else Path(path).open("rb") as file:
             with _pillow_limit(max_pixels):
                 picture = Image.open(file)
             with picture:
@@ -214,7 +229,8 @@ def _read_deep(path: str | os.PathLike[str], kind: str) -> Pixels | None:
 
     None where OpenCV cannot (TIFFs with an orientation). `kind`: Pillow's raw mode.
     """
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    content = packs.read(path) if packs.packed(path) else Path(path).read_bytes()
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
         return None
     if pixels.shape[2] == 3:

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from basicsr.utils.errors import FieldError, UserError
-from basicsr.utils.files import OutputError, whole_file
+from basicsr.utils.files import OutputError, whole_file, write_whole
 from ldm import shipped
 from ldm.config import Config, load_config
 from ldm.models.formats import diffusers_keys as keys
 from ldm.models.formats.detect import config_of_run, header, own_config
-from ldm.models.formats.diffusers_configs import folder_configs
+from ldm.models.formats.diffusers_configs import folder_configs, tokenizer_files
 from ldm.models.formats.diffusers_folder import ADDED, PARTS
 from ldm.models.formats.files import read_content
 from ldm.models.formats.reading import places, read_state_dict
@@ -226,6 +226,8 @@ def _write_diffusers(state: State, weights: Weights, folder: Path) -> None:
         text = FrozenOpenCLIPEmbedder(**config.get("model.params.cond_stage_config.params", {}))
     for path, content in folder_configs(config, text).items():
         _write_json(folder / path, content)
+    for name, lines in tokenizer_files(text.max_length).items():
+        write_whole(folder / "tokenizer" / name, lines)
     networks: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
         "unet": keys.unet_to_diffusers,
         "vae": keys.vae_to_diffusers,

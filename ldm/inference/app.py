@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from basicsr.utils.errors import FieldError, UserError
-from ldm.console import OneLineParser, say_error
+from ldm.console import OneLineParser, configure_logging, say_error
 from ldm.inference.cli import add_model, checkpoint_of, error_line
 
 MAX_PIXELS = 4096 * 4096
@@ -27,6 +27,7 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load the networks and serve the page until Ctrl-C; returns the exit status."""
+    configure_logging("ldm.inference")  # which says what `--precision auto` and a missing config came to
     try:
         args = make_parser().parse_args(argv)
         if args.max_pixels < 1:

@@ -1,5 +1,6 @@
 """Which config, checkpoint and default settings an upscaler is to have, from what its user gives."""
 
+import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +45,14 @@ def choose(
     log.info("config: %s", found.how)
     defaults = DEMO_DEFAULTS if found.is_demo else DEFAULTS
     return found.config, ckpt, replace(defaults, steps=found.steps) if found.steps else defaults
+
+
+def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
+    """What --ckpt and --sd name together."""
+    if args.sd is not None and args.ckpt is None:
+        raise FieldError("sd", "is given without --ckpt: name the module, or another checkpoint of StableSR, there")
+    ckpt: str | None = args.ckpt
+    return ckpt if args.sd is None or ckpt is None else [args.sd, ckpt]
 
 
 def _is_config(given: Source | Config) -> bool:

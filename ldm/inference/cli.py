@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     replace(DEFAULTS if args.base else DEMO_DEFAULTS, **given)  # for its errors
 
     # Only now, so that --help and mistakes in the flags need not wait for torch.
-    from ldm.inference.choice import choose
+    from ldm.inference.choice import checkpoint_of, choose
     from ldm.inference.folder import FileOptions, check_names, check_output, list_tasks, upscale_files
     from ldm.inference.pipeline import Upscaler
     from ldm.inference.references import references_of
@@ -125,14 +125,6 @@ def edges_of(word: str | None) -> tuple[str | None, "Path | Literal['beside'] | 
         hint = f"did you mean {near}?" if near else f"give {', '.join(get_args(Edges))}, or where pictures of edges are"
         raise FieldError("edges", f"is {word}, which is not there: {hint}")
     return "file", Path(word)
-
-
-def checkpoint_of(args: argparse.Namespace) -> str | list[str] | None:
-    """What --ckpt and --sd name together."""
-    if args.sd is not None and args.ckpt is None:
-        raise FieldError("sd", "is given without --ckpt: name the module, or another checkpoint of StableSR, there")
-    ckpt: str | None = args.ckpt
-    return ckpt if args.sd is None or ckpt is None else [args.sd, ckpt]
 
 
 def failures(outcome: "Outcome") -> list[str]:
@@ -232,7 +224,8 @@ def add_model(group: argparse._ArgumentGroup) -> None:
     add("--sd", metavar="FILE", help="Stable Diffusion 2.1, or a model tuned from it, where --ckpt is a module alone")
     add("--variant", metavar="NAME", help="without --base: 512, 768v or turbo, where a checkpoint may be any of them")
     add("--cfw_ckpt", metavar="FILE", help="a second-stage autoencoder (CFW), or the layers of CFW alone")
-    add("--precision", default="fp32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: fp32)")
+    choices = f"{', '.join(PRECISIONS)}, or auto: what the device does well"
+    add("--precision", default="fp32", metavar="NAME", help=f"of the U-Net: {choices} (default: fp32)")
     add("--device", default="auto", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1")
 
 
@@ -277,7 +270,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--tile",
-        type=_tile,
+        type=_number_or_word,
         metavar="auto|none|N",
         help=f"side of the tiles, pixels of the result, {MIN_TILE} or more; smaller needs less memory. auto (the "
         "default) is the size that the model was trained at; none takes the whole picture at once",
@@ -285,9 +278,9 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     add("--tile_overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (default: a third)")
     add(
         "--batch",
-        type=int,
-        metavar="N",
-        help=f"tiles, or small pictures, that go through the network at once {default('batch')}",
+        type=_number_or_word,
+        metavar="auto|N",
+        help=f"tiles, or small pictures, that go through the network at once; auto: as many as fit {default('batch')}",
     )
     add("--seed", type=int, metavar="N", help=f"same seed, same result {default('seed')}")
 
@@ -339,5 +332,5 @@ def _add_reference(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _tile(word: str) -> int | str:
+def _number_or_word(word: str) -> int | str:
     return int(word) if word.lstrip("-").isdecimal() else word

@@ -13,16 +13,14 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import FieldError, UserError, fields_named
 from basicsr.utils.files import OutputError, write_whole
-from basicsr.utils.img_util import find_pictures, read_rgb_01
 from ldm.console import OneLineParser, configure_logging, path_argument, say_error
+
+if TYPE_CHECKING:
+    from basicsr.utils.edge_utils import EdgeMapGenerator
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +77,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a value that cannot be, no pictures, or a folder that cannot be written.
     """
+    # Only now, so that --help and mistakes in the flags need not wait for torch.
+    from tqdm import tqdm
+
+    from basicsr.utils.edge_utils import EdgeMapGenerator
+    from basicsr.utils.img_util import find_pictures
+
     mode = args.thresholds
     for flag, of in (("low", "fixed"), ("high", "fixed"), ("low_factor", "median"), ("high_factor", "median")):
         if getattr(args, flag) is not None and of != mode:
@@ -114,12 +118,17 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def edge_map_png(picture: Path, generator: EdgeMapGenerator, *, invert: bool = False) -> bytes:
+def edge_map_png(picture: Path, generator: "EdgeMapGenerator", *, invert: bool = False) -> bytes:
     """The map of a picture as a grey PNG file.
 
     Raises:
         UserError: the picture cannot be read.
     """
+    import numpy as np
+    from PIL import Image
+
+    from basicsr.utils.img_util import read_rgb_01
+
     edges_01 = generator.generate_from_numpy(read_rgb_01(picture), "RGB")[..., 0]
     png = io.BytesIO()
     Image.fromarray(np.uint8(255) * (edges_01 == (0 if invert else 1)).astype(np.uint8)).save(png, "PNG")

@@ -2,10 +2,12 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import FieldError, UserError
@@ -19,6 +21,8 @@ from ldm.inference.pipeline import Upscaler
 from ldm.inference.tiled_vae import Progress, no_progress
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -152,28 +156,60 @@ def upscale_files(
 ) -> Outcome:
     """Upscale all that is not finished. One picture's failure does not stop the rest, it is noted.
 
+    The next pictures are read, and the last ones written, while others are computed. Whatever ends this, also Ctrl-C,
+    what was computed is written.
+
     Raises:
         OutputError: the output cannot be written, whatever the picture.
         UserError: two tasks would write one file.
     """
     check_names(tasks, options)
     outcome = Outcome()
-    for batch in _batches(upscaler, progress("pictures", tasks), options, outcome):
-        results: Sequence[Picture | UserError]
-        try:
-            results = _upscaled(upscaler, batch, progress)
-        except UserError as error:
-            # One of several may be at fault, or their number.
-            results = [_alone(upscaler, each, progress) for each in batch] if len(batch) > 1 else [error]
-        for read, result in zip(batch, results, strict=True):
-            task = read.task
-            if isinstance(result, UserError):
-                outcome.failed.append((task, result))
-                continue
-            _write(upscaler, read, result, options)
-            outcome.finished.append(task)
-            log.info("%s -> %s (%d x %d)", task.source, task.target, result.size[1], result.size[0])
+    batches = read_ahead(_batches(upscaler, progress("pictures", tasks), options, outcome))
+    with ThreadPoolExecutor(1, "writing") as thread, closing(batches):
+        writing: Future[None] | None = None
+        for batch in batches:
+            results: Sequence[Picture | UserError]
+            try:
+                results = _upscaled(upscaler, batch, progress)
+            except UserError as error:
+                # One of several may be at fault, or their number.
+                results = [_alone(upscaler, each, progress) for each in batch] if len(batch) > 1 else [error]
+            if writing is not None:
+                writing.result()  # for its errors; and no more than one batch waits in memory
+            writing = thread.submit(_finish, upscaler, batch, results, options, outcome)
+        if writing is not None:
+            writing.result()
+    place = {task: index for index, task in enumerate(tasks)}
+    outcome.failed.sort(key=lambda failure: place[failure[0]])  # whichever thread noted it first
     return outcome
+
+
+def read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items, each of which is made in a thread while the one before is being used."""
+    with ThreadPoolExecutor(1, "reading") as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
+
+
+def _finish(
+    upscaler: Upscaler,
+    batch: Sequence["_Read"],
+    results: Sequence[Picture | UserError],
+    options: FileOptions,
+    outcome: Outcome,
+) -> None:
+    """Write what became of a batch, and note it."""
+    for read, result in zip(batch, results, strict=True):
+        task = read.task
+        if isinstance(result, UserError):
+            outcome.failed.append((task, result))
+            continue
+        _write(upscaler, read, result, options)
+        outcome.finished.append(task)
+        log.info("%s -> %s (%d x %d)", task.source, task.target, result.size[1], result.size[0])
 
 
 @dataclass(frozen=True)
@@ -233,7 +269,7 @@ def _batches(
             continue
         batch = waiting.setdefault(size, [])
         batch.append(read)
-        if len(batch) == upscaler.settings.batch:
+        if len(batch) == upscaler.batch:
             yield waiting.pop(size)
     yield from waiting.values()
 

@@ -12,7 +12,8 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest
 from ldm import shipped
 from ldm.config import Config, load_config
-from ldm.inference.settings import PRECISIONS, check_choice
+from ldm.inference.precision import chosen_precision
+from ldm.inference.settings import PRECISIONS
 from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.build import FIRST_STAGE, build_model
 from ldm.models.diffusion.checkpoint import FROZEN
@@ -87,7 +88,7 @@ class Networks:
             FieldError: a device that is not there, or an unknown precision.
         """
         where = chosen_device(device)
-        dtype = DTYPES[check_choice("precision", precision, PRECISIONS)]
+        dtype = DTYPES[chosen_precision(precision, where)]
         if not isinstance(config, Config):
             config = load_config([config], ["model.params.edge_loss_weight=0"])  # nothing is trained here
         model = _model(config, ckpt).eval().requires_grad_(requires_grad=False)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -113,13 +113,15 @@ class Picture:
 
 def _png_16(pixels: NDArray[np.uint16], metadata: Mapping[str, bytes], mark: str) -> bytes:
     """(H, W, 1 to 4) as a PNG file: Pillow writes no 16-bit colour, and OpenCV no grey with alpha and no text."""
+    profile = metadata.get("icc_profile", b"")
+    if profile and pixels.shape[2] == 2:
+        # Pillow and OpenCV read grey with alpha of this depth as colour, with which a profile for grey disagrees.
+        pixels, profile = pixels[..., [0, 0, 0, 1]], in_colour(profile)
     (height, width, channels), colour_type = pixels.shape, (0, 4, 2, 6)[pixels.shape[2] - 1]
     rows = np.frombuffer(pixels.astype(">u2").tobytes(), np.uint8).reshape(height, width * channels * 2)
     filtered = np.ones((height, 1 + rows.shape[1]), np.uint8)  # 1 says that each pixel's left neighbour is subtracted
     filtered[:, 1:] = rows
     filtered[:, 1 + 2 * channels :] -= rows[:, : -2 * channels]
-    # Pillow and OpenCV read grey with alpha of this depth as colour, to which they would add a profile for grey.
-    profile = b"" if channels == 2 else metadata.get("icc_profile")
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0),
         b"iCCP": b"profile\0\0" + zlib.compress(profile) if profile else b"",
@@ -131,6 +133,32 @@ def _png_16(pixels: NDArray[np.uint16], metadata: Mapping[str, bytes], mark: str
     for kind, content in [*((kind, content) for kind, content in chunks.items() if content), (b"IEND", b"")]:
         png += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     return png
+
+
+def in_colour(grey_profile: bytes) -> bytes:
+    """An ICC profile of RGB that gives equal channels the tones that a profile of grey gives its one.
+
+    It is that of sRGB with the grey one's curve (ICC.1, 8.3.4 and 8.4.3); sRGB's own where there is no such curve.
+    """
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    struct.pack_into(">6H", profile, 24, 2000, 1, 1, 0, 0, 0)  # its date, which would make each file another
+    place, size = _icc_tags(grey_profile).get(b"kTRC", (0, 0))
+    curve = grey_profile[place : place + size]
+    if curve and len(curve) == size:
+        for number, name in enumerate(_icc_tags(profile)):
+            if name in (b"rTRC", b"gTRC", b"bTRC"):
+                struct.pack_into(">II", profile, 136 + 12 * number, len(profile), size)
+        profile += curve + bytes(-size % 4)
+        struct.pack_into(">I", profile, 0, len(profile))
+    return bytes(profile)
+
+
+def _icc_tags(profile: bytes | bytearray) -> dict[bytes, tuple[int, int]]:
+    """Where a profile has what, by name: offset and size in bytes. As many as there are whole."""
+    count = int.from_bytes(profile[128:132], "big")
+    table = profile[132 : 132 + 12 * min(count, len(profile) // 12)]
+    entries = struct.iter_unpack(">4sII", table[: len(table) // 12 * 12])
+    return {name: (place, size) for name, place, size in entries}
 
 
 def mark_of(file: Path) -> str | None:

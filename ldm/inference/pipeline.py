@@ -22,6 +22,7 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.ranges import from_pm1, to_pm1
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config
+from ldm.inference.batch import fitting_batch
 from ldm.inference.canvas import cropped, padded
 from ldm.inference.choice import choose
 from ldm.inference.color_fix import adaptive_instance_normalization, wavelet_reconstruction
@@ -68,9 +69,11 @@ class Upscaler:
         )
         self.settings = replace(settings, edges=self.edges.told, start="noise" if noise else "input")
         self.tile, self.overlap = _tiles(networks, settings)  # latent cells
+        conditions = 1 + (settings.guidance_scale != 1) + (settings.edge_scale != 1)
+        self.batch = fitting_batch(networks, self.tile, conditions) if settings.batch == "auto" else settings.batch
         self.sampling = Sampling(settings.steps, settings.sampler, settings.eta, settings.start_t)
         # Now rather than at every picture: both raise UserError for steps that the process does not have.
-        self.sampling.timesteps(len(truncated(networks.model.betas_of_process, settings.start_t)))
+        self.sampling.timesteps(truncated(networks.model.betas_of_process, settings.start_t))
 
     @classmethod
     def from_checkpoint(
@@ -90,7 +93,7 @@ class Upscaler:
         which of the published models with the same shapes it is. A checkpoint is a file, a folder in diffusers' layout
         or hf://owner/name; or a list of them that make up one: [STABLE_DIFFUSION, MODULE].
         cfw_ckpt: a second-stage autoencoder, which decodes with the input's features. device: auto, cpu, cuda, cuda:1.
-        precision: of the U-Net and the time-aware encoder: fp32, bf16 or fp16.
+        precision: of the U-Net and the time-aware encoder: fp32, bf16 or fp16; auto takes what the device does well.
 
         Raises:
             UserError: a file or a choice does not fit; see `Networks.load`.
@@ -279,7 +282,7 @@ class Upscaler:
         chosen, model, device = self.settings, self.networks.model, self.networks.device
         prompts = [chosen.prompt, chosen.negative_prompt]
         context, uncond = model.contexts(prompts).to(device)[:, None]
-        together = max(1, chosen.batch // len(rngs))
+        together = max(1, self.batch // len(rngs))
         tiling = Tiling(self.tile, self.overlap, together) if self.tile else None
         noise = noise_of_pictures(rngs, device)
         without_edges = None if latents.z_without_edges is None else latents.z_without_edges.to(device)
@@ -317,7 +320,7 @@ class Upscaler:
     def _advice(self, together: int) -> str:
         """What to do where memory does not suffice."""
         tile = (self.tile or self.networks.frame) * self.networks.downsampling if self.tile else self.networks.frame * 2
-        if self.settings.batch > 1 or together > 1:
+        if self.batch > 1 or together > 1:
             return "choose a smaller batch or tile, such as batch 1 and tile auto"
         return f"choose smaller tiles, such as tile {max(MIN_TILE, tile // 2)}"
 

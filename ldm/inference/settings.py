@@ -14,6 +14,7 @@ ColorFix = Literal["adain", "wavelet", "none"]
 Edges = Literal["auto", "lq", "none", "dummy", "file", "input"]
 Start = Literal["auto", "input", "noise"]
 PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISION_CHOICES = ("auto", *PRECISIONS)
 MIN_TILE = 64  # pixels of the result
 MAX_FACTOR = 16
 
@@ -37,7 +38,7 @@ class UpscaleSettings:
     dec_w: weight of the input's features in a CFW decoder, 0 to 1. colorfix: see `color_fix`.
     tile: side of the tiles that the networks see, in pixels of the result: auto is the size that the networks were
         trained at, none the whole picture at once. tile_overlap: pixels, a third of a tile by default.
-    batch: tiles, of one picture or of several small ones, that go through the network at once.
+    batch: tiles, of one picture or of several small ones, that go through the network at once; auto: as many as fit.
     reference_rate, reference_steps, reference_range: of a reference picture, where there is one; see `ReferencePull`.
 
     Raises:
@@ -60,7 +61,7 @@ class UpscaleSettings:
     tile: int | Literal["auto", "none"] = "auto"
     tile_overlap: int | None = None
     seed: int = 42
-    batch: int = 1
+    batch: int | Literal["auto"] = 1
     reference_rate: float = ReferencePull.rate
     reference_steps: int = ReferencePull.steps
     reference_range: tuple[int, int] = ReferencePull.between
@@ -72,7 +73,11 @@ class UpscaleSettings:
         checks.number("guidance_scale", self.guidance_scale)
         checks.number("edge_scale", self.edge_scale)
         checks.number("dec_w", self.dec_w, 0, 1)
-        checks.whole_number("batch", self.batch, 1)
+        if isinstance(self.batch, str):
+            if self.batch != "auto":
+                raise FieldError("batch", f"is {self.batch!r}: give auto or a whole number from 1 on")
+        else:
+            checks.whole_number("batch", self.batch, 1)
         checks.whole_number("seed", self.seed, 0)
         check_choice("sampler", self.sampler, get_args(Sampler))
         check_choice("colorfix", self.colorfix, get_args(ColorFix))

@@ -8,9 +8,12 @@ from ldm.config import Config
 from ldm.models.diffusion.checkpoint import FROZEN
 from ldm.models.diffusion.frozen_parts import build_with
 from ldm.models.formats.reading import Source, config_value, read_state_dict
+from ldm.models.initial_values import from_file_if_whole
 from ldm.util import instantiate_from_config
 
 FIRST_STAGE = "first_stage_model."
+# What the keys of a whole stage-1 checkpoint have in them; Stable Diffusion's lacks the first two.
+PARTS = (".spade.", "structcond_stage_model.", "cond_stage_model.", FIRST_STAGE)
 
 
 def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: float | None = None) -> Any:
@@ -42,4 +45,9 @@ def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: fl
             raise FieldError("model.params.learning_rate", "is not a key of a config: set model.base_learning_rate")
         params["learning_rate"] = learning_rate
     with fields_named(lambda field: f"model.params.{field}"):
-        return instantiate_from_config({"target": block.get("target"), "params": params})
+        described = {"target": block.get("target"), "params": params}
+        if "unet_config" in params and params.get("ckpt_path") is not None:
+            keys = read_state_dict(params["ckpt_path"], values=False)
+            if all(any(part in key for key in keys) for part in PARTS):
+                return from_file_if_whole(lambda: instantiate_from_config(described))
+        return instantiate_from_config(described)

@@ -40,6 +40,13 @@ class LitEma(nn.Module):
         for name, shadow in self._shadow_of.items():
             self.get_buffer(shadow).lerp_(model.get_parameter(name), rate.to(self.get_buffer(shadow).dtype))
 
+    def split_like(self, model: nn.Module) -> None:
+        """Split the averages over the processes as the model's parameters are."""
+        from ldm.modules.sharded_tensors import split_like
+
+        for name, shadow in self._shadow_of.items():
+            self.register_buffer(shadow, split_like(self.get_buffer(shadow), model.get_parameter(name)))
+
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Within this context the model has the averaged parameters."""

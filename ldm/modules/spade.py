@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from basicsr.utils.errors import UserError
@@ -32,6 +33,10 @@ class SPADE(nn.Module):
                 "must be multiples of 8 and the time-aware encoder must halve as often as the U-Net"
             )
         hidden = self.mlp_shared(struct_cond[width])
+        if torch.is_grad_enabled() and not x.requires_grad:
+            # The first SPADE's, below which nothing is trained. PyTorch's group norm on the CPU crashes in the backward
+            # pass of a channels_last input that takes no gradient (2.13).
+            x = x.contiguous()
         gamma, beta = self.mlp_gamma(hidden), self.mlp_beta(hidden)
         groups = self.param_free_norm(x).unflatten(0, (-1, len(hidden)))
         return (groups * (1 + gamma) + beta).flatten(0, 1)

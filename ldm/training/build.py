@@ -22,6 +22,7 @@ from ldm.training.callbacks.edge_strength import EdgeStrength
 from ldm.training.callbacks.learning_rate import UseLearningRate
 from ldm.training.callbacks.progress import StepProgress
 from ldm.training.callbacks.skip_not_finite import SkipNotFinite
+from ldm.training.sharded import ShardedStrategy
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ def trainer_arguments(config: Config) -> dict[str, Any]:
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps"):
         if arguments.get(name) is not None:
             checks.whole_number(f"lightning.trainer.{name}", arguments[name], 1)
+    if arguments.get("strategy") == "fsdp":
+        arguments["strategy"] = ShardedStrategy()  # Lightning's own of that name knows neither our model nor CPUs
     if (arguments.get("precision") or 32) not in PRECISIONS:
         known = ", ".join(map(str, PRECISIONS))
         raise UserError(f"lightning.trainer.precision is {arguments['precision']!r}: choose one of {known}")

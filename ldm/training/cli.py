@@ -15,6 +15,7 @@ import yaml
 
 from basicsr.utils.errors import UserError, did_you_mean
 from ldm.console import INTERRUPTED, OneLineParser, configure_logging, is_first_process, tell
+from ldm.machine import keep_freed_memory
 from ldm.training.options import LOGGERS, REQUEUE, Options
 from ldm.training.stop_signals import StopSignals
 from ldm.training.trainer_flags import TRAINER_FLAGS
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(options: Options, signals: StopSignals) -> int:
+    keep_freed_memory()
     try:
         from ldm.training.train import train
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from basicsr.data.picture_lists import PathList, PictureSources, listed
+from basicsr.data.picture_lists import PictureSources, listed
 from basicsr.utils.errors import FieldError
+from basicsr.utils.path_list import PathList
 
 NAMES = ("0.png", "sub/1.png", "with space.jpg", "Straße, é.png")
 

@@ -274,6 +274,7 @@ def test_what_is_not_there_is_an_error_at_start(zoo: Path, tmp_path: Path, monke
     [
         ({"crop_size": 0}, "crop_size is 0"),
         ({"gt_size": 1.5}, "gt_size is 1.5"),
+        ({"crop_size": 8, "gt_size": 9}, "gt_size is .*crop_size, out of which it is cut"),
         ({"queue_size": -1}, "queue_size is -1"),
         ({"image_type": "pgn"}, "image_type 'pgn' is not known: did you mean 'png'"),
         ({"io_backend": {"type": "lmdb"}}, "io_backend has type 'lmdb'"),

@@ -324,3 +324,23 @@ def test_the_autoencoder_takes_its_own_checkpoint_or_its_part_of_a_whole_one(
     vae = AutoencoderKL(ddconfig=SMALL["first_stage"], lossconfig=NO_LOSS, embed_dim=4, ckpt_path=path)
     assert set(vae.state_dict()) == set(own)
     assert all(torch.equal(value, own[key]) for key, value in vae.state_dict().items())
+
+
+def test_tensors_that_share_memory_in_the_file_do_not_in_the_model(layers: nn.Sequential, tmp_path: Path) -> None:
+    state = layers.state_dict()
+    whole = torch.arange(40.0)
+    parts = {key: whole[: value.numel()].view(value.shape) for key, value in state.items()}
+    torch.save({"state_dict": parts}, tmp_path / "shared.ckpt")
+    load_checkpoint(layers, tmp_path / "shared.ckpt")
+    with torch.no_grad():
+        layers.get_parameter("0.weight").zero_()
+    assert layers.get_parameter("1.weight").flatten()[1] == 1
+    torch.save(layers.state_dict(), tmp_path / "again.ckpt")
+    assert (tmp_path / "again.ckpt").stat().st_size < 10_000
+
+
+def test_weights_are_brought_to_the_models_precision(layers: nn.Sequential, tmp_path: Path) -> None:
+    half = {key: value.half() for key, value in layers.state_dict().items()}
+    load_checkpoint(layers, write(half, tmp_path / "half.safetensors"))
+    assert all(torch.equal(value, half[key].float()) for key, value in layers.state_dict().items())
+    assert all(value.dtype == torch.float32 for value in layers.parameters())

@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import io
 
 import cv2
@@ -8,11 +10,12 @@ from PIL import Image, ImageCms
 from skimage import data
 
 from basicsr.utils.errors import UserError
-from ldm.inference.picture import Picture, to_picture
+from ldm.inference.picture import Picture, in_colour, to_picture
 
 PHOTO = data.chelsea()[60:90, 100:140]
 
 
+@functools.cache  # a profile holds the second that it was made in
 def icc(space: bytes) -> bytes:
     """A profile whose header says that it is for this space of colours."""
     content = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -69,7 +72,7 @@ def test_pil_pictures_keep_their_mode_and_metadata(mode: str) -> None:
         read.load()
         assert read.info["stablesr-edge"] == "made from a cat"
         assert dict(read.getexif()) == {0x010E: "a cat"}  # turned already
-        assert read.info.get("icc_profile") == (None if (mode, bits) == ("LA", 16) else profile)
+        assert read.info.get("icc_profile") == (in_colour(profile) if (mode, bits) == ("LA", 16) else profile)
 
 
 @pytest.mark.parametrize("space", [b"GRAY", b"RGB ", b"CMYK", b"Lab "])
@@ -86,7 +89,29 @@ def test_a_profile_fits_the_channels_of_its_file(mode: str, bits: int, space: by
     assert taken.to_pil().info.get("icc_profile") == (icc(space) if fits else None)
     as_colour = read.mode in ("RGB", "RGBA")  # which is also how Pillow reads 16-bit grey with alpha
     assert as_colour != grey or (mode, bits) == ("LA", 16)
-    assert read.info.get("icc_profile") == (icc(space) if fits and as_colour != grey else None)
+    kept = read.info.get("icc_profile")
+    assert (kept is not None) == fits
+    assert kept is None or kept[16:20] == (b"RGB " if as_colour else b"GRAY")
+
+
+def test_tones_survive_where_grey_is_written_as_colour() -> None:
+    """A curve of gamma 3 for grey is that of each channel: equal values show as the same shade of grey."""
+    curve = b"curv" + bytes(4) + (1).to_bytes(4, "big") + (3 * 256).to_bytes(2, "big")
+    tags = (1).to_bytes(4, "big") + b"kTRC" + (144).to_bytes(4, "big") + len(curve).to_bytes(4, "big")
+    grey = icc(b"GRAY")[:128] + tags + curve
+    deep = np.dstack([np.linspace(0, 65535, 9).astype("u2")[None], np.full((1, 9), 65535, "u2")])
+    picture = dataclasses.replace(to_picture(deep)[0], icc_profile=grey)
+    profile = Image.open(io.BytesIO(picture.to_png(16))).info["icc_profile"]
+    shown = ImageCms.profileToProfile(
+        Image.fromarray(np.full((1, 1, 3), 200, np.uint8)),
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+    )
+    light = (200 / 255) ** 3
+    want = 255 * (1.055 * light ** (1 / 2.4) - 0.055)
+    assert shown is not None and np.abs(np.asarray(shown).astype(float) - want).max() <= 1.5
+    for spoilt in (b"", grey[:100], grey[:-2], bytes(128) + b"\xff" * 40):
+        assert in_colour(spoilt)[16:20] == b"RGB "
 
 
 def test_what_transparency_hides_is_continued_from_what_shows() -> None:

@@ -59,12 +59,13 @@ def gaussian(betas: np.ndarray, kind: str, told: list[int] | None = None) -> Den
 def flow(x: Tensor, start: float, end: float) -> Tensor:
     """Where the probability flow of these data leads from x, at abar `start`."""
     spread = [(a * DEVIATION**2 + 1 - a).sqrt() for a in (start, end)]
-    return end**0.5 * MEAN + (x - start**0.5 * MEAN) * spread[1] / spread[0]
+    moved: Tensor = end**0.5 * MEAN + (x - start**0.5 * MEAN) * spread[1] / spread[0]
+    return moved
 
 
 def solve(sampler: str, denoise: Denoise, x: Tensor, steps: int, betas: np.ndarray = SMOOTH, **options: Any) -> Tensor:
-    options = {"parameterization": "eps", "noise": silent} | options
-    return SAMPLERS[sampler](denoise, x, betas, Sampling(steps, sampler), **options)
+    chosen: dict[str, Any] = {"parameterization": "eps", "noise": silent, **options}
+    return SAMPLERS[sampler](denoise, x, betas, Sampling(steps, sampler), **chosen)
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
@@ -80,7 +81,7 @@ def test_the_error_falls_with_the_square_of_the_steps(sampler: str, kind: str) -
 
     errors = [error(sampler, steps) for steps in (40, 80, 160)]
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
-    assert ((orders > 1.7) & (orders < 2.3)).all() and orders[1] > 1.8, (errors, orders)
+    assert (orders > 1.8).all(), (errors, orders)
     assert errors[0] < 0.2 * error("ddim", 40)
     first_order = np.log2(error("ddim", 40) / error("ddim", 80))
     assert 0.8 < first_order < 1.2  # so that the test can tell
@@ -124,20 +125,28 @@ def test_the_first_of_several_steps_is_ddims(sampler: str) -> None:
         return denoise(x, t)
 
     solve(sampler, watched, x, 4, BETAS)
-    abar = np.cumprod(1 - BETAS)[[999, 749]]
+    abar = np.cumprod(1 - BETAS)[Sampling(4, sampler).timesteps(BETAS)[:1:-1]]
     eps = denoise(x, torch.tensor([999]))
     x_0 = (x - np.sqrt(1 - abar[0]) * eps) / np.sqrt(abar[0])
     assert relative_error(seen[1], np.sqrt(abar[1]) * x_0 + np.sqrt(1 - abar[1]) * eps) < 1e-5
 
 
-@pytest.mark.parametrize(("steps", "told"), [(1, [9]), (3, [3, 6, 9]), (9, [*range(1, 10)]), (10, [*range(1, 10)])])
 @pytest.mark.parametrize("sampler", SOLVERS)
-def test_the_way_is_divided_evenly(sampler: str, steps: int, told: list[int]) -> None:
-    assert Sampling(steps, sampler).timesteps(10) == told
-    seen: list[int] = []
-    betas = SMOOTH[:10]
-    z = solve(sampler, gaussian(betas, "eps", seen), noise("xT", (1, 4, 2, 2)), steps, betas)
-    assert seen == told[::-1] and z.isfinite().all()
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 500, 999, 1000])
+def test_the_way_is_divided_evenly_in_lambda_and_no_step_is_taken_twice(sampler: str, steps: int) -> None:
+    told = Sampling(steps, sampler).timesteps(BETAS)
+    assert len(told) == min(steps, 999) and told == sorted(set(told)) and told[0] > 0 and told[-1] == 999
+    lambdas = [log_snr(a) for a in np.cumprod(1 - BETAS)]
+    if steps <= 5:  # with more, whole steps are too far apart near step 0
+        ways = -np.diff([lambdas[t] for t in (0, *told)])
+        assert np.allclose(ways, (lambdas[0] - lambdas[-1]) / steps, rtol=0.15)
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_the_network_is_asked_where_it_was_said(sampler: str) -> None:
+    betas, seen = SMOOTH[:10], list[int]()
+    z = solve(sampler, gaussian(betas, "eps", seen), noise("xT", (1, 4, 2, 2)), 10, betas)
+    assert seen == [*range(9, 0, -1)] and z.isfinite().all()
 
 
 def test_a_process_of_a_single_step_is_stayed_at() -> None:

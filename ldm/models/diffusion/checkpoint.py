@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from basicsr.utils.errors import UserError
 from ldm.models.formats.diffusers_folder import lacking
 from ldm.models.formats.diffusers_keys import StateDict as StateDict
 from ldm.models.formats.reading import Source, named, read_state_dict
+from ldm.models.initial_values import refuse_if_skipped
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +74,12 @@ def load_checkpoint(
     that differ from the model's in trailing axes of length 1 alone, as those of a linear layer from those of a 1 x 1
     convolution, are reshaped, which is logged.
 
+    The file's memory-mapped tensors take the place of the module's, so that what is never written, as frozen weights
+    are not, needs no memory of its own. The file may be renamed or deleted then, but not be written to.
+
     Raises:
         UserError: a tensor is missing or has another shape; the message names it.
+        WeightsMissingError: within `initial_values_skipped`, one is missing.
     """
     own = module.state_dict()
     path = named(source)
@@ -85,6 +91,8 @@ def load_checkpoint(
     usable = {key: value for key, value in state.items() if key in own and not ignored(key)}
     _check_shapes(path, own, usable)
     absent = [key for key in own if key not in usable]
+    if absent:
+        refuse_if_skipped()
     new = {key for key in absent if ignored(key)}
     for name, belongs in (may_be_new or {}).items():
         group = [key for key in absent if belongs(key) and key not in new]
@@ -92,7 +100,7 @@ def load_checkpoint(
             new.update(group)
             log.info("%s: left as initialised: %s (%d tensors)", path, name, len(group))
     _check_missing(path, own, [key for key in absent if key not in new], state)
-    module.load_state_dict(usable, strict=False)
+    module.load_state_dict(_to_be_taken_over(usable, own), strict=False, assign=True)
     report = LoadReport(
         path,
         tuple(usable),
@@ -101,6 +109,20 @@ def load_checkpoint(
     )
     log.info("%s", report)
     return report
+
+
+def _to_be_taken_over(state: StateDict, own: StateDict) -> StateDict:
+    """The state in the model's precision and on its device, each tensor with memory of its own."""
+    taken: StateDict = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.to(own[key])
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes or not tensor.is_contiguous():
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(tensor.untyped_storage().data_ptr())
+        taken[key] = tensor
+    return taken
 
 
 def _reshaped(path: str, state: StateDict, own: StateDict) -> StateDict:

@@ -1,11 +1,18 @@
 """What steers the U-Net besides the noisy latent: the text. (Structure is the time-aware encoder's output.)"""
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from torch import Tensor, nn
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
+
+WORTH_A_FILE = 64 << 20  # bytes
 
 
 class TextConditioner:
@@ -36,11 +43,36 @@ class TextConditioner:
             self._contexts[prompt] = self._tower([prompt])[0]
         return torch.stack([self._contexts[prompt] for prompt in prompts])
 
-    def release(self) -> dict[str, Tensor]:
-        """Give the tower up; its weights, now in host memory, or nothing where it was given up before."""
+    def release(self, folder: Path | None = None) -> dict[str, Tensor]:
+        """Give the tower up; its weights, or nothing where it was given up before.
+
+        Large ones lie in a file in `folder` that goes with the process; without `folder` in host memory.
+        """
         if self._tower is None:
             return {}
         # Moved, not copied: DistributedDataParallel, too, holds on to these parameters.
         weights = dict(self._tower.cpu().state_dict())
+        if folder is not None and sum(value.nbytes for value in weights.values()) >= WORTH_A_FILE:
+            weights = _on_disk(self._tower, weights, folder)
         self._tower = None
         return weights
+
+
+def _on_disk(tower: nn.Module, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The same values, read from a file without a name when they are wanted; also those that the tower itself holds.
+
+    Where there is no room for the file they stay in memory.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder, suffix=".text_tower") as file:
+            torch.save(weights, file)
+            file.flush()
+            # By its descriptor: the mapping outlives the file's name, and so its end.
+            mapped: dict[str, Tensor] = torch.load(f"/proc/self/fd/{file.fileno()}", mmap=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # the latter is torch's word for a full disk
+        log.info("the text tower's weights stay in memory: %s", first_line(error))
+        return weights
+    for name, parameter in tower.named_parameters():
+        parameter.data = mapped[name]
+    return mapped

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import fields_named
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.checkpoint import FROZEN, StateDict, load_checkpoint, with_own_part
+from ldm.models.diffusion.compute import Compute, compile_forward
 from ldm.models.diffusion.conditioning import TextConditioner
 from ldm.models.diffusion.edge_condition import Structure
 from ldm.models.diffusion.edge_term import NOT_AT_EVERY_STEP, EdgeTerm
@@ -62,12 +64,13 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         edge_condition: an edge map for the time-aware encoder: `EdgeCondition`. An `in_channels` of 8 in
             structcond_stage_config turns it on as it is by default.
         loss: the main loss: `TrainingLoss`. Its keys may stand flat, too.
+        compute: what makes a step cheaper: `Compute`. Its keys may stand flat, too.
         ckpt_path, ignore_keys: weights to start from (of several the later ones win; null means random ones), and key
             prefixes to leave out.
         time_replace: how many of the `timesteps` steps to train on, evenly spaced; 1 is the last one.
         parameterization: what the U-Net predicts: eps, v or x0.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
-            unless `keep_text_encoder`. Its weights wait in host memory and are in every saved checkpoint.
+            unless `keep_text_encoder`. Its weights wait on the disk and are in every saved checkpoint.
         save_trainable_only: leave what is frozen out of checkpoints, which then need `ckpt_path`'s file beside them.
         use_ema: keep an exponential moving average of the U-Net, used for validation and sampling.
         learning_rate: AdamW's.
@@ -92,6 +95,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         edge: Mapping[str, Any] | None = None,
         edge_condition: Mapping[str, Any] | None = None,
         loss: Mapping[str, Any] | None = None,
+        compute: Mapping[str, Any] | None = None,
         ckpt_path: str | Sequence[str] | None = None,
         ignore_keys: Sequence[str] = (),
         unfrozen_diff: bool = False,
@@ -113,15 +117,16 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         checks.interval("[linear_start, linear_end]", (linear_start, linear_end), 1e-8, 0.999)
         checks.whole_number("timesteps", timesteps, 2)
         weight, options = EdgeWeight.parse(edge_loss_weight), EdgeOptions(**(edge or {}))
-        self.training_loss = TrainingLoss(**(loss or {}))
-        self.learning_rate = learning_rate
-        self.parameterization = parameterization
-        self.prompt = prompt
-        self.keep_text_encoder = keep_text_encoder
+        self.training_loss, self.compute = TrainingLoss(**(loss or {})), Compute(**(compute or {}))
+        self.learning_rate, self.parameterization = learning_rate, parameterization
+        self.prompt, self.keep_text_encoder = prompt, keep_text_encoder
         self._released_text_tower: StateDict = {}
+        self._prepared = False
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
         kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 1, timesteps)
-        self._register_process(Sampling(kept).timesteps(timesteps))  # a single step is the last, as in sampling
+        self._register_process(
+            Sampling(kept).timesteps(self.betas_of_process)
+        )  # a single step is the last, as in sampling
         options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
         self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)
@@ -144,6 +149,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
     def _register_process(self, kept: list[int]) -> None:
         """Make the constants of the process that visits the steps `kept` buffers."""
+        self._process: Process | None = None
         schedule = Schedule.from_betas(respace(self.betas_of_process, kept))
         self.register_buffer("original_timesteps", torch.tensor(kept), persistent=False)
         for name in Schedule.names():
@@ -190,8 +196,10 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
     @property
     def process(self) -> Process:
-        """The training process, on the model's device."""
-        return Process(self.schedule, self.original_timesteps, self.parameterization)
+        """The training process, on the model's device; its tables are made once."""
+        if self._process is None or self._process.schedule.betas is not self.betas:
+            self._process = Process(self.schedule, self.original_timesteps, self.parameterization)
+        return self._process
 
     @property
     def lvlb_weights(self) -> Tensor:
@@ -207,13 +215,34 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             module.train(mode)
         return self
 
+    def split_over_processes(self, split: Callable[[nn.Module], None]) -> None:
+        """Have the networks that are trained split, and what follows them; the autoencoder stays whole."""
+        split(self.model.diffusion_model)
+        split(self.structcond_stage_model)
+        if self.model_ema is not None:
+            self.model_ema.split_like(self.model)
+
     def on_fit_start(self) -> None:
-        """Encode the one prompt of training, then let the text tower go."""
+        """Encode the one prompt of training, then let the text tower go; bring the networks into training's form."""
         self.contexts([self.prompt])
+        self._prepare_networks()
         if not self.keep_text_encoder:
-            weights = {f"cond_stage_model.{name}": value for name, value in self.text.release().items()}
-            self._released_text_tower |= weights
+            held = self.text.release(Path(self.trainer.default_root_dir) if self._trainer is not None else None)
+            self._released_text_tower |= {f"cond_stage_model.{name}": value for name, value in held.items()}
             self.cond_stage_model = None
+
+    def _prepare_networks(self) -> None:
+        """What `compute` asks for, once."""
+        if self._prepared:
+            return
+        self._prepared = True
+        if self._frozen is not None and self.compute.frozen_dtype is not None:
+            self._frozen.remember(self, self.state_dict())  # before anything is rounded
+        unet, vae = self.model.diffusion_model, self.first_stage_model
+        entries = ((unet, "forward"), (self.structcond_stage_model, "forward"), (vae, "encode"), (vae, "decode"))
+        self.compute.prepare((unet, vae), entries)
+        for network in (unet, self.structcond_stage_model) if self.compute.compile else ():
+            compile_forward(network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A saved checkpoint has the text tower's weights though the tower was let go; see also `FrozenParts`."""
@@ -258,29 +287,37 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what is trained."""
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, fused=self.compute.fused_adamw or None)
+        # The gradients that it gets are unscaled: so they can be clipped, and an overflow be seen, in every precision.
+        setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 (PyTorch declares no such attribute)
+        return optimizer
 
     def _step(self, pair: Pair, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         latents = self.encode(pair, rng, drop_edges=self.training)
-        t = torch.randint(len(self.original_timesteps), (len(pair),), generator=rng, device=self.device)
+        gt_pm1: Tensor | None = pair.gt_pm1
+        draws = self.compute.draws_per_pair if self.training else 1
+        if draws > 1:
+            latents, gt_pm1 = latents.repeated(draws), pair.gt_pm1.repeat_interleave(draws, 0)
+        count = len(latents.z_gt)
+        t = torch.randint(len(self.original_timesteps), (count,), generator=rng, device=self.device)
         t_original = self.original_timesteps[t]
         noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
         return self.p_losses(
             x_start=latents.z_gt,
-            cond=self.context(len(pair)),
+            cond=self.context(count),
             struct_cond=self.structcond_stage_model(latents.z_struct, t_original),
             t=t,
             t_ori=t_original,
             noise=noise,
-            gt_pm1=pair.gt_pm1,
+            gt_pm1=gt_pm1,
             rng=rng,
         )
 
     @torch.no_grad()
     def encode(self, pair: Pair, rng: torch.Generator, *, drop_edges: bool = False) -> Latents:
         """Pixels to scaled latents, without gradient; `drop_edges` empties the edge maps of a share of the samples."""
-        z_gt = self.first_stage.encode(pair.gt_pm1, rng)
-        z_lq = self.first_stage.encode(pair.lq_pm1, rng)
+        z_gt, z_lq = self.first_stage.encode_each((pair.gt_pm1, pair.lq_pm1), rng)
         return Latents(z_gt, z_lq, self.structure.of_pair(z_lq, pair, rng, drop=drop_edges))
 
     def decode(self, z: Tensor) -> Tensor:
@@ -316,7 +353,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         z_gt, noise = x_start, torch.randn_like(x_start) if noise is None else noise
         process = self.process
         n = replace(process.noised(z_gt, t=t, noise=noise), t_original=t_ori)
-        output = self.model.diffusion_model(n.x_t, n.t_original, cond, struct_cond)
+        # From here on in float32, whatever precision the U-Net ran in: losses, x_0, the schedule.
+        output = self.model.diffusion_model(n.x_t, n.t_original, cond, struct_cond).float()
         report = self.training_loss(process, n, output)
         if self.training and self.use_edge_loss:
             report = self.edge_term(report, process, n, output, gt_pm1=gt_pm1, step=self.global_step, rng=rng)

@@ -121,7 +121,8 @@ class EdgeTerm:
         if windows is not None:
             z_pred, z_gt = windows.cut(z_pred), windows.cut(z_gt)
         pred_pm1, truth_pm1 = self._pictures(z_pred, z_gt, gt_pm1, windows)
-        terms = self.loss(pred_pm1, truth_pm1, None if windows is None else windows.importance)
+        with torch.autocast(pred_pm1.device.type, enabled=False):  # its filters are convolutions
+            terms = self.loss(pred_pm1, truth_pm1, None if windows is None else windows.importance)
         parts = {"loss_edge": terms.loss, "edge_map_mse": terms.edge_map_mse}
         quarters = n.t_original * 4 // self.timesteps
         for quarter in sorted(set(quarters.tolist())):

@@ -23,16 +23,23 @@ class FrozenParts:
             raise FieldError("save_trainable_only", "is true and ckpt_path null: nothing would have the frozen parts")
         self._digest: Tensor | None = None  # of some gigabytes, which do not change
 
+    def remember(self, model: nn.Module, state: StateDict) -> None:
+        """Take the digest of a complete state's frozen parts now, before they are changed."""
+        self._digest = content_of({name: state[name] for name in self._names(model, state)})
+
     def leave_out(self, model: nn.Module, state: StateDict) -> None:
         """Take out the model's frozen parameters, and what of them the model has let go."""
-        own = dict(model.named_parameters())
-        buffers = dict(model.named_buffers())
-        names = [name for name in state if name not in buffers and not (name in own and own[name].requires_grad)]
+        names = self._names(model, state)
         if self._digest is None:
             self._digest = content_of({name: state[name] for name in names})
         for name in names:
             del state[name]
         state[FROZEN] = self._digest
+
+    @staticmethod
+    def _names(model: nn.Module, state: StateDict) -> list[str]:
+        own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        return [name for name in state if name not in buffers and not (name in own and own[name].requires_grad)]
 
     def check_whole(self, model: nn.Module, state: StateDict, file: str) -> None:
         """See that a complete state's frozen parts are the model's own, as the files that it was built from give them.

@@ -23,6 +23,10 @@ class Latents:
     z_lq: Tensor
     z_struct: Tensor  # (B, C, H/f, W/f), what the time-aware encoder is given: z_lq, edges, or both
 
+    def repeated(self, times: int) -> "Latents":
+        """Each sample that many times, one after the other."""
+        return Latents(*(z.repeat_interleave(times, 0) for z in (self.z_gt, self.z_lq, self.z_struct)))
+
 
 class Looking(ForkApi):
     """Members that look and change nothing; all that they draw is fixed."""
@@ -146,4 +150,4 @@ class Looking(ForkApi):
     def _output(self, n: Noised, z_struct: Tensor) -> Tensor:
         structure = self.structcond_stage_model(z_struct, n.t_original)
         output: Tensor = self.model.diffusion_model(n.x_t, n.t_original, self.context(len(n.t)), structure)
-        return output
+        return output.float()

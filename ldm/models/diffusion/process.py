@@ -1,6 +1,7 @@
 """The diffusion process of a model: what is added to a latent, and what the U-Net's output says about it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -117,6 +118,10 @@ class Process:
         and v are kept although neither is the bound's: sqrt(abar) / (2 (2 - abar)), and 1.
         A process of one step has no such weight: 0.
         """
+        return self._vlb_weights
+
+    @cached_property
+    def _vlb_weights(self) -> Tensor:
         if len(self.timesteps) == 1:
             return torch.zeros_like(self.schedule.betas)
         schedule, abar = self.schedule, self.schedule.alphas_cumprod

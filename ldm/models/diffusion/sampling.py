@@ -44,24 +44,40 @@ class Sampling:
             raise FieldError("sampler", f"is {self.sampler!r}: choose {', '.join(SAMPLERS)}")
         checks.number("eta", self.eta, 0, 1)
 
-    def timesteps(self, count: int) -> list[int]:
-        """At which of a process's steps 0 … count - 1 the U-Net is asked, rising.
+    def timesteps(self, betas: np.ndarray) -> list[int]:
+        """At which steps of the process `betas` the U-Net is asked, rising.
 
-        ddpm takes them from the first to the last, ddim with a uniform stride of count // steps from step 0 (both as
+        ddpm takes them from the first to the last, ddim with a uniform stride of T // steps from step 0 (both as
         published). The one step of `steps` 1 is the last, for that is how noisy the latent to start with is. dpmpp and
-        unipc divide the way from the last step to step 0 evenly and ask where each part begins, so not at step 0.
+        unipc divide the way from the last step to step 0 evenly in lambda, see `even_in_lambda`.
 
         Raises:
-            UserError: `steps` is not between 1 and `count`.
+            UserError: `steps` is not between 1 and T.
         """
+        count = len(betas)
         chosen = space_timesteps(count, self.steps)
         if self.steps == 1:
             return [count - 1]
         if self.sampler == "ddim":
             return list(range(0, count, count // self.steps))
-        if self.sampler == "ddpm":
-            return chosen
-        return space_timesteps(count, min(self.steps + 1, count))[1:]
+        return chosen if self.sampler == "ddpm" else even_in_lambda(betas, min(self.steps, count - 1))
+
+
+def log_snr(abar: float) -> float:
+    """lambda = log(sqrt(abar) / sqrt(1 - abar)), half of the log signal-to-noise ratio."""
+    return 0.5 * math.log(abar / (1 - abar))
+
+
+def even_in_lambda(betas: np.ndarray, steps: int) -> list[int]:
+    """Where each of so many parts of the way from the last step down to step 0 begins, rising; they are even in lambda
+    (Lu et al. 2022, DPM-Solver, section 3.4), as far as whole steps, each of them once, allow.
+    """
+    lambdas = np.array([log_snr(abar) for abar in np.cumprod(1.0 - betas)])
+    last, chosen = len(betas) - 1, [0]
+    for k, wanted in enumerate(np.linspace(lambdas[0], lambdas[-1], steps + 1)[1:], start=1):
+        nearest = int(np.abs(lambdas - wanted).argmin())
+        chosen.append(min(max(nearest, chosen[-1] + 1), last - (steps - k)))
+    return chosen[1:]
 
 
 def noise_of_pictures(generators: Sequence[torch.Generator], device: torch.device | str) -> Noise:
@@ -110,7 +126,7 @@ def sample_ddpm(
     x_T (B, 4, h, w) is where to start, at the last step; returns x_0. The denoiser is told the original timesteps;
     `correct` may change the x_0 that its output implies.
     """
-    kept = sampling.timesteps(len(betas))
+    kept = sampling.timesteps(betas)
     schedule = Schedule.from_betas(respace(betas, kept)).to(x_T.device)
     process = Process(schedule, torch.tensor(kept, device=x_T.device), parameterization)
     x = x_T
@@ -139,7 +155,7 @@ def sample_ddim(
     correct: Correction | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, equation 12) over `sampling.timesteps`, down to step 0. Arguments as of `sample_ddpm`."""
-    timesteps = sampling.timesteps(len(betas))
+    timesteps = sampling.timesteps(betas)
     schedule = Schedule.from_betas(betas).to(x_T.device)
     process = Process(schedule, torch.arange(len(betas), device=x_T.device), parameterization)
     abar = np.cumprod(1.0 - betas)
@@ -157,11 +173,6 @@ def sample_ddim(
         if sigma > 0:
             x = x + sigma * noise(x.shape)
     return x
-
-
-def log_snr(abar: float) -> float:
-    """lambda = log(sqrt(abar) / sqrt(1 - abar)), half of the log signal-to-noise ratio."""
-    return 0.5 * math.log(abar / (1 - abar))
 
 
 @dataclass(frozen=True)
@@ -223,12 +234,11 @@ def sample_multistep(
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022), or UniPC of order 2 (Zhao et al. 2023), down to step 0 like `sample_ddim`.
 
-    Both remember the clean latents of the step before. UniPC takes the same steps, and takes each again with what the
-    network said at its end, which costs no further call. The first step and the last are DDIM's: the one for want of a
-    step before, the last because it spans so much of lambda that a line through the two before would be led astray.
+    Both remember the clean latents of the step before; the first step is DDIM's, for want of one. UniPC takes the same
+    steps, and takes each but the last again with what the network said at its end, which costs no further call.
     Arguments as of `sample_ddpm`; no noise is drawn.
     """
-    timesteps = sampling.timesteps(len(betas))
+    timesteps = sampling.timesteps(betas)
     schedule = Schedule.from_betas(betas).to(x_T.device)
     process = Process(schedule, torch.arange(len(betas), device=x_T.device), parameterization)
     abar = np.cumprod(1.0 - betas)
@@ -243,7 +253,7 @@ def sample_multistep(
             x = here.reached(start, now.abar, corrected_mean(here, before, now))
         start, before, here = x, here, now
         to = float(abar[timesteps[i - 1] if i > 0 else 0])
-        x = here.reached(x, to, predicted_mean(here, before if i > 0 else None, to))
+        x = here.reached(x, to, predicted_mean(here, before, to))
     return x
 
 

@@ -1,5 +1,6 @@
 """The small JSON files of diffusers' layout: what tells diffusers and transformers which networks to build."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ from basicsr.utils.errors import FieldError
 from ldm.config import Config
 from ldm.modules.diffusionmodules.model import DDConfig
 from ldm.modules.encoders.modules import CausalSelfAttention, FrozenOpenCLIPEmbedder
-from ldm.modules.encoders.tokenizer import END, START, VOCAB_SIZE
+from ldm.modules.encoders.tokenizer import END, START, VOCAB_SIZE, merges, vocabulary
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 Json = dict[str, Any]
@@ -33,17 +34,31 @@ def folder_configs(config: Config, text: FrozenOpenCLIPEmbedder) -> dict[str, Js
 
 
 def model_index() -> Json:
-    """The parts of a pipeline and their classes. The tokenizer is CLIP's own, which a pipeline has to be given."""
+    """The parts of a pipeline and their classes."""
     return {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": [None, None],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "requires_safety_checker": False,
+    }
+
+
+def tokenizer_files(length: int) -> dict[str, str]:
+    """Of transformers' `CLIPTokenizer`, as Stable Diffusion 2 has it: file -> content. length: tokens of a prompt."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    symbols = [*vocabulary(), start, end]
+    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": symbols[0]}
+    told = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True}
+    return {
+        "vocab.json": json.dumps({symbol: index for index, symbol in enumerate(symbols)}, ensure_ascii=False),
+        "merges.txt": "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges()),
+        "special_tokens_map.json": json.dumps(special, indent=2),
+        "tokenizer_config.json": json.dumps(told | special, indent=2),
     }
 
 

@@ -11,6 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from ldm.modules.diffusionmodules.util import Upsample, group_norm, regroup, zero_init
 
 NORM_EPS = 1e-6
+# Levels, from the finest, that hold nearly all of a decoder's activations.
+LARGE_LEVELS = 2
+
+
+def swish(normed: Tensor) -> Tensor:
+    """SiLU of a norm's output, in place where no backward pass will want that output."""
+    return silu(normed, inplace=not normed.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,8 @@ class ResnetBlock(nn.Module):
             self.add_module(self._shortcut, nn.Conv2d(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(self.dropout(swish(self.norm2(h))))
         skip = self.get_submodule(self._shortcut)(x) if self._shortcut else x
         return skip + h
 
@@ -164,7 +171,7 @@ class Encoder(nn.Module):
             features.append(h)
             if hasattr(level, "downsample"):
                 h = level.get_submodule("downsample")(h)
-        return self.conv_out(silu(self.norm_out(self.mid(h)))), features
+        return self.conv_out(swish(self.norm_out(self.mid(h)))), features
 
 
 class Decoder(nn.Module):
@@ -192,19 +199,20 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Decode; `after_level(index, h)`, where given, replaces h between a level's blocks and its upsampling.
 
-        `recompute` computes each level again in the backward pass instead of keeping its activations.
+        `recompute` computes the finest levels, which hold most of the activations, again in the backward pass instead
+        of keeping them.
         """
 
-        def run(module: nn.Module, h: Tensor) -> Tensor:
-            if recompute and torch.is_grad_enabled():
+        def run(module: nn.Module, h: Tensor, large: bool = True) -> Tensor:
+            if recompute and large and torch.is_grad_enabled():
                 return checkpoint(module, h, use_reentrant=False)
             return module(h)
 
-        h = run(self.mid, self.conv_in(z))
+        h = self.mid(self.conv_in(z))
         for i in reversed(range(len(self.up))):
-            h = run(self.up[i], h)
+            h = run(self.up[i], h, i < LARGE_LEVELS)
             if after_level:
                 h = after_level(i, h)
             if i > 0:
-                h = run(self.up[i].get_submodule("upsample"), h)
-        return self.conv_out(silu(self.norm_out(h)))
+                h = run(self.up[i].get_submodule("upsample"), h, i <= LARGE_LEVELS)
+        return self.conv_out(swish(self.norm_out(h)))

@@ -56,6 +56,20 @@ def _byte_symbols() -> list[tuple[int, str]]:
     return [(byte, chr(byte)) for byte in printing] + [(byte, chr(0x100 + n)) for n, byte in enumerate(others)]
 
 
+def merges() -> list[tuple[str, str]]:
+    """The pairs of symbols that become one, in their order."""
+    with MERGES_FILE.open("rb") as packed, gzip_open(packed, "rt", encoding="utf-8") as lines:
+        # A header, then more merges than are in use.
+        pairs = (line.split() for line in islice(lines, 1, START - FIRST_MERGE + 1))
+        return [(left, right) for left, right in pairs]
+
+
+def vocabulary() -> list[str]:
+    """The symbols of all ids but the two special ones."""
+    symbols = [symbol for _, symbol in _byte_symbols()]
+    return [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in merges())]
+
+
 class ClipTokenizer:
     """Prompts to ids of OpenCLIP's 49408-entry vocabulary (Radford et al. 2021; BPE: Sennrich et al. 2016)."""
 
@@ -65,13 +79,8 @@ class ClipTokenizer:
         ids = {symbol: index for index, (_, symbol) in enumerate(symbols)}
         ids |= {symbol + "</w>": len(symbols) + index for index, (_, symbol) in enumerate(symbols)}
         self._merges: dict[tuple[int, int], int] = {}  # two neighbours -> their id as one; low ids come first
-        with (
-            MERGES_FILE.open("rb") as packed,
-            gzip_open(packed, "rt", encoding="utf-8") as lines,
-        ):  # a header, then more merges than are in use
-            for merged, line in enumerate(islice(lines, 1, START - FIRST_MERGE + 1), FIRST_MERGE):
-                left, right = line.split()
-                self._merges[ids[left], ids[right]] = ids[left + right] = merged
+        for merged, (left, right) in enumerate(merges(), FIRST_MERGE):
+            self._merges[ids[left], ids[right]] = ids[left + right] = merged
 
     def _encode_word(self, word: str) -> list[int]:
         if word in SPECIAL:

@@ -14,6 +14,7 @@ from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
+from ldm.modules.sharded_tensors import whole
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class SkipNotFinite(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         finite = [
             torch.stack(self._losses).isfinite().all(),
-            get_total_norm(gradients, float("inf")).to(self._losses[0].device).isfinite(),
+            whole(get_total_norm(gradients, float("inf"))).to(self._losses[0].device).isfinite(),
         ]
         loss_is_finite, gradient_is_finite = torch.stack(finite).tolist()  # one wait for the device
         reason = "" if loss_is_finite and gradient_is_finite else "gradient" if loss_is_finite else "loss"

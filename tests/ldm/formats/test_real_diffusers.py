@@ -101,8 +101,8 @@ def test_text_encoder_on_twenty_prompts() -> None:
 @torch.no_grad()
 def test_an_exported_folder_loads_in_stock_diffusers(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL as Vae
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     text = "cond_stage_config: {params: {arch: {width: 16, layers: 2, heads: 2}}}"
     (tmp_path / "tiny.yaml").write_text(TINY.replace("    first_stage_config", f"    {text}\n    first_stage_config"))
@@ -121,6 +121,11 @@ def test_an_exported_folder_loads_in_stock_diffusers(tmp_path: Path) -> None:
     tower = CLIPTextModel.from_pretrained(tmp_path / "out/text_encoder").eval()
     tokens = model.cond_stage_model.tokenize(PROMPTS)
     assert float((model.contexts(PROMPTS) - tower(tokens).last_hidden_state).abs().max()) <= 1e-5
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "out/tokenizer")
+    plain = [prompt for prompt in PROMPTS if "!" not in prompt]  # which is its padding, as Stable Diffusion 2 has it
+    theirs = torch.tensor(tokenizer(plain, padding="max_length", truncation=True)["input_ids"])
+    assert len(plain) > 15 and theirs.equal(model.cond_stage_model.tokenize(plain))
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "out").unet.config.sample_size == 16
     scheduler = DDIMScheduler.from_pretrained(tmp_path / "out/scheduler")
     assert torch.allclose(scheduler.alphas_cumprod, model.schedule.alphas_cumprod, atol=1e-6)
     assert scheduler.config.prediction_type == "v_prediction"
