@@ -201,4 +201,4 @@ def _bar(change: Change) -> charts.Bar:
 
 def _plot(rows: Sequence[Mapping[str, Any]], key: str) -> charts.Plot | None:
     points = tuple((float(row["step"]), Interval(row[key], row[key], row[key], 1)) for row in rows if key in row)
-    return charts.curves([Series(key, charts.colour(0), points)], "step", 4) if len(points) > 1 else None
+    return charts.curves([Series(key, charts.colour(0), points)], "step", 6) if len(points) > 1 else None
