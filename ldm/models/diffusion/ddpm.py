@@ -82,6 +82,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
     """
 
     original_timesteps: Tensor
+    _prepared = False
 
     @takes_published_keys
     def __init__(
@@ -121,7 +122,6 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self.learning_rate, self.parameterization = learning_rate, parameterization
         self.prompt, self.keep_text_encoder = prompt, keep_text_encoder
         self._released_text_tower: StateDict = {}
-        self._prepared = False
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
         kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 1, timesteps)
         self._register_process(Sampling(kept).timesteps(timesteps))  # a single step is the last, as in sampling
