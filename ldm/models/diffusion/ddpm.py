@@ -124,7 +124,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self._released_text_tower: StateDict = {}
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
         kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 1, timesteps)
-        self._register_process(Sampling(kept).timesteps(timesteps))  # a single step is the last, as in sampling
+        self._register_process(Sampling(kept).timesteps(self.betas_of_process))
         options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
         self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)
@@ -140,8 +140,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self._freeze(unfrozen_diff)
         self.model_ema = LitEma(self.model) if use_ema else None
         self._frozen = FrozenParts(ckpt_path) if save_trainable_only else None
-        own_weights = (first_stage_config.get("params") or {}).get("ckpt_path")
-        self._load(ckpt_path, ignore_keys, has_own_weights=own_weights is not None)
+        self._load(ckpt_path, ignore_keys, first_stage_config.get("params") or {})
         self.train()
         if self.use_edge_loss:
             log.info("Edge loss enabled with weight: %s", weight)
@@ -165,7 +164,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
             module.requires_grad_(True)
 
     def _load(
-        self, ckpt_path: str | Sequence[str] | None, ignore_keys: Sequence[str], *, has_own_weights: bool
+        self, ckpt_path: str | Sequence[str] | None, ignore_keys: Sequence[str], first_stage: Mapping[str, Any]
     ) -> None:
         if ckpt_path is None:
             log.warning("model.params.ckpt_path is null: the U-Net starts from random weights")
@@ -175,7 +174,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
         # The schedule is the config's; a checkpoint trained with another number of steps may start this one.
         def select(state: StateDict) -> StateDict:
-            state = with_own_part(state, self.state_dict(), FIRST_STAGE) if has_own_weights else state
+            if first_stage.get("ckpt_path") is not None:
+                state = with_own_part(state, self.state_dict(), FIRST_STAGE)
             return self.structure.zero_start(state, ignore_keys) | vars(self.schedule)
 
         report = load_checkpoint(self, ckpt_path, ignore_keys, select, may_be_new)
@@ -212,6 +212,13 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         for module in self._trainable:
             module.train(mode)
         return self
+
+    def split_over_processes(self, split: Callable[[nn.Module], None]) -> None:
+        """Have the networks that are trained split, and what follows them; the autoencoder stays whole."""
+        split(self.model.diffusion_model)
+        split(self.structcond_stage_model)
+        if self.model_ema is not None:
+            self.model_ema.split_like(self.model)
 
     def on_fit_start(self) -> None:
         """Encode the one prompt of training, then let the text tower go; bring the networks into training's form."""
