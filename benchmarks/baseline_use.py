@@ -125,7 +125,9 @@ class Sampler:
     def __call__(self, z_lq: Tensor, noise: Noise) -> Tensor:
         """Clean latents (B, 4, h, w)."""
         model, device = self.model, z_lq.device
-        context, uncond = (model.cond_stage_model([""]).to(device) for _ in range(2))  # type: ignore[misc]
+        prompts = 1 if self.scale == 1 else 2
+        texts = [model.cond_stage_model([""]).to(device) for _ in range(prompts)]  # type: ignore[misc]
+        context, uncond = texts[0], texts[-1]
         betas = model.betas_of_process
         kept = space_timesteps(len(betas), self.steps)
         whole, schedule = (Schedule.from_betas(each).to(device) for each in (betas, respace(betas, kept)))

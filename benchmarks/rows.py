@@ -125,6 +125,8 @@ def networks_of(case: Case) -> Networks:
     )
     if case.side == "baseline":
         publish(networks.model.to(case.device))
+    else:
+        networks.model.contexts([""])  # kept from the first picture on
     return networks
 
 
