@@ -6,17 +6,14 @@ Parameters, FLOPs and activations are counted on the full-size model on PyTorch'
 hardware is an assumption, in `Hardware`. Nothing here was measured.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from ldm.config import load_config
 from ldm.models.build import build_model
 from ldm.modules.diffusionmodules.blocks import StageSequential

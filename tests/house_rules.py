@@ -17,6 +17,7 @@ LIGHTNING_ROOMS = (
     "ldm/data",
     "ldm/training",
     "ldm/inference/sharing.py",
+    "ldm/launched.py",
 )
 # Floors of ldm/models/diffusion: a file may import from floors below its own, and above the ground from its own.
 FLOORS = (

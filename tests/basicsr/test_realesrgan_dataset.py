@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -393,9 +394,7 @@ def test_a_picture_that_changes_is_read_as_it_is_now_and_one_without_memory_is_l
 
 
 def test_no_shared_memory_is_one_line(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(flags: torch.Tensor) -> None:
-        raise RuntimeError("unable to open shared memory object </torch_1> in read-write mode: No space left on device")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    full = RuntimeError("unable to open shared memory object </torch_1> in read-write mode: No space left on device")
+    monkeypatch.setattr(torch.Tensor, "share_memory_", Mock(side_effect=full))
     with pytest.raises(UserError, match="^no shared memory for the workers .*No space.*: see how full /dev/shm is$"):
         RealESRGANDataset(str(zoo))

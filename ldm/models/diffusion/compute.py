@@ -1,7 +1,7 @@
 """What a training step may do to cost less: how frozen weights are kept, what is compiled, what an encoding serves."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -54,22 +54,27 @@ class Compute:
         for name in ("channels_last", "compile", "fused_adamw", "tf32"):
             checks.switch(name, getattr(self, name))
 
-    def prepare(self, networks: Sequence[nn.Module], entries: Sequence[tuple[nn.Module, str]]) -> None:
-        """Bring loaded networks into the form that training has them in. To be called once.
-
-        entries: the methods by which networks are called.
-        """
+    def prepare(self, unet: nn.Module, structure: nn.Module, vae: nn.Module) -> None:
+        """Bring loaded networks into the form that training has them in. To be called once."""
         if self.tf32:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = True
-        for network in networks:
+        for network in (unet, vae):  # all of the structure encoder is trained
             if self.channels_last:
                 lay_out(network)
             if self.frozen_dtype is not None:
                 cast_frozen(network, DTYPES[self.frozen_dtype])
         if self.frozen_dtype is not None:
-            for module, method in entries:
+            for module, method in ((unet, "forward"), (structure, "forward"), (vae, "encode"), (vae, "decode")):
                 under_autocast(module, method, DTYPES[self.frozen_dtype])
+        for network in (unet, structure) if self.compile else ():
+            compile_forward(network)
+
+    def adamw(self, trained: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+        """The optimiser. It gets unscaled gradients: they can be clipped, and an overflow seen, in every precision."""
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, fused=self.fused_adamw or None)
+        setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 (PyTorch declares no such attribute)
+        return optimizer
 
 
 def frozen_products(network: nn.Module) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from basicsr.utils.edge_utils import EdgeMapGenerator
 from basicsr.utils.errors import fields_named
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.checkpoint import FROZEN, StateDict, load_checkpoint, with_own_part
-from ldm.models.diffusion.compute import Compute, compile_forward
+from ldm.models.diffusion.compute import Compute
 from ldm.models.diffusion.conditioning import TextConditioner
 from ldm.models.diffusion.edge_condition import Structure
 from ldm.models.diffusion.edge_term import NOT_AT_EVERY_STEP, EdgeTerm
@@ -236,11 +236,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self._prepared = True
         if self._frozen is not None and self.compute.frozen_dtype is not None:
             self._frozen.remember(self, self.state_dict())  # before anything is rounded
-        unet, vae = self.model.diffusion_model, self.first_stage_model
-        entries = ((unet, "forward"), (self.structcond_stage_model, "forward"), (vae, "encode"), (vae, "decode"))
-        self.compute.prepare((unet, vae), entries)
-        for network in (unet, self.structcond_stage_model) if self.compute.compile else ():
-            compile_forward(network)
+        self.compute.prepare(self.model.diffusion_model, self.structcond_stage_model, self.first_stage_model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A saved checkpoint has the text tower's weights though the tower was let go; see also `FrozenParts`."""
@@ -285,11 +281,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what is trained."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, fused=self.compute.fused_adamw or None)
-        # The gradients that it gets are unscaled: so they can be clipped, and an overflow be seen, in every precision.
-        setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010 (PyTorch declares no such attribute)
-        return optimizer
+        return self.compute.adamw([p for p in self.parameters() if p.requires_grad], self.learning_rate)
 
     def _step(self, pair: Pair, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         latents = self.encode(pair, rng, drop_edges=self.training)
