@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 
 from basicsr.utils.errors import FieldError, UserError
 from ldm.console import OneLineParser, configure_logging, say_error
-from ldm.inference.cli import add_model, checkpoint_of, error_line
+from ldm.inference.choice import checkpoint_of
+from ldm.inference.cli import add_model, error_line
 
 MAX_PIXELS = 4096 * 4096
 MAX_FILE_SIZE = "200mb"

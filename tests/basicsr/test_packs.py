@@ -98,7 +98,8 @@ def test_basicsr_can_read_the_database(folder: Path) -> None:
     assert "b.png (60,70,3) 1" in lines and len(lines) == len(NAMES) - 1
     with lmdb.open(gt_path, readonly=True, lock=False) as database, database.begin() as transaction:
         content = np.frombuffer(transaction.get(b"town/a b"), np.uint8)
-    assert np.array_equal(cv2.imdecode(content, 1)[..., ::-1], read_picture(folder / "town/a b.png").pixels)
+    decoded = cv2.imdecode(content, 1)
+    assert decoded is not None and np.array_equal(decoded[..., ::-1], read_picture(folder / "town/a b.png").pixels)
 
 
 def test_pairs_from_packs(tmp_path: Path, folder: Path) -> None:

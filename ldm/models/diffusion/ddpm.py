@@ -82,7 +82,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
     """
 
     original_timesteps: Tensor
-    _prepared = False
+    _prepared = False  # whether the networks have training's form
 
     @takes_published_keys
     def __init__(
@@ -124,7 +124,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self._released_text_tower: StateDict = {}
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
         kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 1, timesteps)
-        self._register_process(Sampling(kept).timesteps(self.betas_of_process))
+        self._register_process(Sampling(kept).timesteps(self.betas_of_process))  # of one, the last
         options.check_process(self.original_timesteps, self.process.snr(torch.arange(kept)))
         self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)

@@ -1,5 +1,6 @@
 """The edge loss within a training step: which samples and windows are decoded, and how strongly it counts."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -80,7 +81,7 @@ class EdgeTerm:
             total, weight, ratio = self._balanced(self.balance, main, loss, output, warmup)
         else:
             weight = self.weight * warmup
-            if output.requires_grad and self._due(step):
+            if main.requires_grad and self._due(step):
                 # Only looked at: the backward pass walks the decoder itself, so that the step is the same to the bit.
                 ratio = _ratio(weight, *output_gradients(main, loss, output, keep=True).norms())
             total = main + weight * loss
@@ -160,7 +161,9 @@ class EdgeTerm:
 
 
 def _ratio(weight: float, main_norm: float, edge_norm: float) -> float | None:
-    return weight * edge_norm / main_norm if main_norm > 0 and edge_norm > 0 else None
+    """None where there is nothing to compare, or a gradient overflowed: that says nothing of the weight."""
+    ratio = weight * edge_norm / main_norm if main_norm > 0 and edge_norm > 0 else math.nan
+    return ratio if math.isfinite(ratio) and ratio > 0 else None
 
 
 def _given(field: str, value: str, gt_pm1: Tensor | None) -> Tensor:

@@ -37,6 +37,8 @@ def output_gradients(main: Tensor, edge: Tensor, output: Tensor, *, keep: bool =
     """
     scale = float(output.numel())
     grads = [torch.autograd.grad(loss * scale, output, retain_graph=keep)[0].float() / scale for loss in (main, edge)]
+    if keep and output.retains_grad:
+        output.grad = None  # the walks above have filled it; the backward pass is to find it as it was
     return OutputGradients(*grads)
 
 

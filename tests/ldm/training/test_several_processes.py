@@ -125,7 +125,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "fsdp.ckpt", "fsdp", None),
         (folder / "one_then_two.ckpt", "fsdp", folder / "one.half"),
     ]
-    spawn(fit_all, (port, jobs), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(fit_all, (port, jobs), nprocs=2)
     fit(folder / "two_then_one.ckpt", "auto", folder / "fsdp.half")
     return folder
 
