@@ -127,9 +127,9 @@ def third_party(places: tuple[str, ...]) -> dict[str, str]:
     [
         (
             ("basicsr/**/*.py", "ldm/**/*.py", "main.py"),
-            ("app", "hub"),
-        ),  # the page and what reads from the hub, which are loaded when they are asked for
-        (("scripts/**/*.py", "examples/**/*.py", "benchmarks/**/*.py"), ("demo", "app")),
+            ("app", "hub", "lmdb", "remote"),
+        ),  # the page and what reads from elsewhere, which are loaded when they are asked for
+        (("scripts/**/*.py", "examples/**/*.py", "benchmarks/**/*.py"), ("demo", "app", "real-esrgan")),
         (("tests/**/*.py",), (*INSTALLED_GROUPS, "browser", "diffusers")),
     ],
     ids=["library", "scripts", "tests"],

@@ -278,7 +278,7 @@ def test_what_is_not_there_is_an_error_at_start(zoo: Path, tmp_path: Path, monke
         ({"crop_size": 8, "gt_size": 9}, "gt_size is .*crop_size, out of which it is cut"),
         ({"queue_size": -1}, "queue_size is -1"),
         ({"image_type": "pgn"}, "image_type 'pgn' is not known: did you mean 'png'"),
-        ({"io_backend": {"type": "lmdb"}}, "io_backend has type 'lmdb'"),
+        ({"io_backend": {"type": "lmdb"}}, "^gt_path is .*: with io_backend type lmdb it is a folder"),
         ({"num_face": -3}, "num_face is -3"),
         ({"final_sinc_prob": 1.2}, "final_sinc_prob is 1.2"),
         ({"sinc_prob2": -0.1}, "sinc_prob2 is -0.1"),
