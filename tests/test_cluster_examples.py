@@ -53,7 +53,12 @@ def test_torchrun_trains_in_one_folder_and_goes_on_after_a_signal(tmp_path: Path
     flags = ["--logger", "csv", "--no-test", "lightning.callbacks=null"]
     command = ["bash", str(SCRIPTS / "torchrun.sh"), *WORDS, *flags]
     first = subprocess.Popen(
-        [*command, "--max_steps", "100000"], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE
+        [*command, "--max_steps", "100000"],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     assert first.stdout is not None
     said = ""

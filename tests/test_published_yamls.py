@@ -280,7 +280,11 @@ def test_keys_as_people_write_them(pictures: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "mine.yaml").write_text(
         f"base: {base}\nmodel:\n  base_learning_rate: 1e-5\ndata:\n  params:\n{roles}\n"
     )
-    more = [f"data.params.train.params.{word}" for word in ("mul_num=3", f"edge_map_path={tmp_path / 'maps'}")]
+    more = [
+        f"data.params.train.params.{word}"
+        for word in ("mul_num=3", f"edge_map_path={tmp_path / 'maps'}", f"gt_size={SIDE}")
+    ]
+    more.append(f"data.params.validation.params.gt_size={SIDE}")
     run = trained(tmp_path / "mine.yaml", pictures, *more, "data.params.train.params.queue_size=2")
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-5

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 from basicsr.utils.errors import FieldError, UserError
 from ldm.console import OneLineParser, configure_logging, say_error
-from ldm.inference.choice import checkpoint_of
 from ldm.inference.cli import add_model, error_line
 
 MAX_PIXELS = 4096 * 4096
@@ -51,6 +50,7 @@ def serve(args: argparse.Namespace, cache: Path) -> int:
     import gradio as gr
     from starlette.middleware import Middleware
 
+    from ldm.inference.choice import checkpoint_of
     from ldm.inference.guard import Guard, Visitors
     from ldm.inference.page import CSS, build
     from ldm.inference.pipeline import Upscaler

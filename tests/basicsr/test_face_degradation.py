@@ -153,7 +153,7 @@ def test_colour_factors_are_drawn_from_their_ranges(face: steps.Picture) -> None
 @pytest.mark.parametrize(
     ("key", "value"),
     [("blur_kernel_size", 40), ("downsample_range", [4, 1]), ("jpeg_range", [30, 101]), ("hue", [-1, 1]),
-     ("gray_prob", 1.5), ("noise_range", 3), ("mean", [0.5, 0.5, 0.5]), ("io_backend", {"type": "lmdb"})],
+     ("gray_prob", 1.5), ("noise_range", 3), ("mean", [0.5, 0.5, 0.5]), ("io_backend", {"type": "petrel"})],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_named(key: str, value: object, faces: Path) -> None:
     with pytest.raises(FieldError) as error:

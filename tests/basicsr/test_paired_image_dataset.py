@@ -177,7 +177,7 @@ def test_edge_maps_go_with_their_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("gt_size", None), ("scale", 0), ("filename_tmpl", "x4"), ("mean", 0.5), ("std", [1, 1, 2]),
-     ("io_backend", {"type": "lmdb"}), ("dataroot_edge", "nowhere")],
+     ("io_backend", {"type": "petrel"}), ("dataroot_edge", "nowhere")],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_named(key: str, value: object, tmp_path: Path) -> None:
     write_pairs(tmp_path)

@@ -103,7 +103,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         SingleImageDataset(str(tmp_path), str(listed))
 
 
-@pytest.mark.parametrize(("key", "value"), [("color", "y"), ("mean", [0.5] * 3), ("io_backend", {"type": "lmdb"})])
+@pytest.mark.parametrize(("key", "value"), [("color", "y"), ("mean", [0.5] * 3), ("io_backend", {"type": "petrel"})])
 def test_a_value_that_is_not_supported_is_named(key: str, value: object, tmp_path: Path) -> None:
     write_samples(tmp_path, 1)
     for dataset in (SingleImageNPDataset, SingleImageDataset):

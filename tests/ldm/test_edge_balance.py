@@ -96,7 +96,7 @@ def test_recomputing_the_decoder_keeps_fewer_activations() -> None:
             model.differentiable_decode_first_stage(torch.zeros(1, 4, 8, 8, requires_grad=True))
         return sum(shapes)
 
-    assert kept(edge={"decoder_checkpoint": True}) < kept() / 4
+    assert kept(edge={"decoder_checkpoint": True}) < kept() / 2  # of the two finest levels
 
 
 def test_mixed_precision_keeps_the_automatic_weight() -> None:

@@ -173,7 +173,7 @@ def test_a_checkpointed_decoder_gives_the_same_loss_and_gradients() -> None:
     (plain, plain_gradients, plain_kept), (recomputed, recomputed_gradients, recomputed_kept) = step(False), step(True)
     assert torch.equal(plain, recomputed)
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(recomputed_gradients, plain_gradients, strict=True))
-    assert recomputed_kept < 0.8 * plain_kept
+    assert recomputed_kept < 0.9 * plain_kept
 
 
 def test_mixed_precision_works_and_compares_pictures_in_float32() -> None:

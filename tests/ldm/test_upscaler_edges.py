@@ -110,7 +110,7 @@ def test_tiles_cut_map_and_picture_alike() -> None:
     cells = torch.nn.functional.avg_pool2d(to_pm1(told(resized, photo, upscale=1)[:1]), 2)
     vae = TiledAutoencoder(resized.model.first_stage_model, None, resized.model.scale_factor, resized.device, 16, 0)
     z_lq = vae.encode(to_pm1(photo)[None], torch_rng("cpu", "upscale", FAST.seed))
-    left, left_without, right, right_without = seen
+    (left, left_without), (right, right_without) = (with_and_without.split(1) for with_and_without in seen)
     for tile, without, columns in ((left, left_without, slice(0, 16)), (right, right_without, slice(16, 32))):
         assert relative_error(tile[0, 4:], cells[..., columns]) < 1e-6
         assert (without[0, 4] == -1).all() and torch.equal(tile[:, :4], without[:, :4])
