@@ -70,8 +70,7 @@ def test_torchrun_trains_in_one_folder_and_goes_on_after_a_signal(tmp_path: Path
     said += first.stdout.read()
     assert first.wait(timeout=100) == REQUEUE, said
     (run,) = (tmp_path / "logs").iterdir()  # of both processes
-    step = len((run / "metrics.csv").read_text().splitlines())
-    assert step and (run / "checkpoints" / "last.ckpt").is_file()
+    assert (run / "checkpoints" / "last.ckpt").is_file()
     again = subprocess.run(
         [*command, "--max_steps", "1"], cwd=tmp_path, env=environment, text=True, capture_output=True
     )

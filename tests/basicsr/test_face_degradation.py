@@ -158,7 +158,7 @@ def test_colour_factors_are_drawn_from_their_ranges(face: steps.Picture) -> None
 def test_a_value_that_cannot_be_is_named(key: str, value: object, faces: Path) -> None:
     with pytest.raises(FieldError) as error:
         FFHQDegradationDataset(str(faces), **{key: value})  # type: ignore[arg-type]  # wrong on purpose
-    assert error.value.field == key
+    assert error.value.field.partition(".")[0] == key
 
 
 @pytest.fixture(scope="module")

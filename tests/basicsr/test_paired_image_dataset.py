@@ -183,7 +183,7 @@ def test_a_value_that_cannot_be_is_named(key: str, value: object, tmp_path: Path
     write_pairs(tmp_path)
     with pytest.raises(FieldError) as error:
         pairs(tmp_path, **{key: value})
-    assert error.value.field == key
+    assert error.value.field.partition(".")[0] == key
 
 
 def test_other_mistakes(tmp_path: Path) -> None:

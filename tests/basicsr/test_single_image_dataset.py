@@ -109,4 +109,4 @@ def test_a_value_that_is_not_supported_is_named(key: str, value: object, tmp_pat
     for dataset in (SingleImageNPDataset, SingleImageDataset):
         with pytest.raises(FieldError) as error:
             dataset(str(tmp_path), **{key: value})  # type: ignore[arg-type]  # wrong on purpose
-        assert error.value.field == key
+        assert error.value.field.partition(".")[0] == key
