@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,15 @@ from ldm.data.sampler import TrainingSampler
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+
+
+def bear_one_sigterm(worker: int) -> None:
+    """In a loader's worker: go on after a first SIGTERM, and end at a second one.
+
+    Schedulers send theirs to every process of a job, where the training still needs a batch to end its step; PyTorch's
+    own handler would end the worker at once.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class Numbered(Dataset[Batch]):
@@ -278,6 +288,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=bear_one_sigterm,
             pin_memory=torch.cuda.is_available(),
             collate_fn=by_kind,
             **options,

@@ -94,14 +94,21 @@ def test_auto_goes_on_with_the_run_of_that_name_or_starts_anew(here: Path, capsy
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_schedulers_signal_saves_and_asks_to_be_started_again(here: Path, number: signal.Signals) -> None:
+    """Which it sends to all processes of a job: here to a loader's worker, too."""
     command = [sys.executable, str(ROOT / "main.py"), "--base", "tiny.yaml", *COMMON, "--max_steps", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*command, "data.params.num_workers=1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
         said += line
         if line.startswith("step 1/"):
-            process.send_signal(number)
+            os.killpg(process.pid, number)
             break
     said += process.stdout.read()
     assert process.wait(timeout=60) == REQUEUE, said
