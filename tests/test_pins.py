@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yaml").read_text())
-INSTALLED_GROUPS = ("demo", "dev")
+INSTALLED_GROUPS = ("demo", "dev", "lmdb", "remote")
 CUDA = ("nvidia-", "cuda-", "triton")  # torch's own on Linux, pinned by torch, and absent from a build for the CPU
 # Other machines may need a package more or less.
 PINNED_FOR = {

@@ -46,7 +46,8 @@ def pack(folder: Path, out: Path, kind: str, shard_bytes: int) -> int:
 def _write_tars(folder: Path, pictures: Sequence[str], out: Path, shard_bytes: int) -> None:
     for number, shard in enumerate(_shards(pictures, shard_bytes)):
         path = out / f"{number:06}.tar"
-        with whole_file(path) as draft, tarfile.open(draft, "w", format=tarfile.PAX_FORMAT) as tar:
+        # What links lead to, symbolic or hard, and not the links: only files have a place in the index.
+        with whole_file(path) as draft, tarfile.open(draft, "w", format=tarfile.PAX_FORMAT, dereference=True) as tar:
             for picture in shard:
                 tar.add(picture, _name(folder, picture))
         with tarfile.open(path) as tar:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import fsspec
+import lmdb
 import numpy as np
 import pytest
 import skimage.data
@@ -20,7 +22,6 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.img_util import list_pictures, read_picture
 from ldm.entry import main
 
-fsspec = pytest.importorskip("fsspec")
 NAMES = ["b.png", "town/a.jpg", "town/a b.png", "Z.webp", "a.tif", "deep/er/x.bmp", "c.png"]
 
 
@@ -42,8 +43,6 @@ def packed_as(kind: str, folder: Path) -> tuple[str, dict[str, Any] | None]:
     if kind == "remote":
         fsspec.filesystem("memory").put(str(folder), "/bucket/pictures", recursive=True)
         return "memory://bucket/pictures", None
-    if kind == "lmdb":
-        pytest.importorskip("lmdb")
     pack(folder, out, "lmdb" if kind == "lmdb" else "tar", 15_000)
     if kind == "remote tar":
         fsspec.filesystem("memory").put(str(out), "/bucket/pack", recursive=True)
@@ -53,6 +52,14 @@ def packed_as(kind: str, folder: Path) -> tuple[str, dict[str, Any] | None]:
 
 def data_set(gt_path: str, io_backend: dict[str, Any] | None) -> RealESRGANDataset:
     return RealESRGANDataset(gt_path, crop_size=32, queue_size=0, io_backend=io_backend, seed=5)
+
+
+def test_what_links_lead_to_is_packed(folder: Path) -> None:
+    (folder / "link.png").symlink_to(folder / "b.png")
+    (folder / "twin.png").hardlink_to(folder / "b.png")
+    assert pack(folder, folder.parent / "pack", "tar", 10**9) == len(NAMES) + 2
+    for name in ("link.png", "twin.png"):
+        assert packs.read(folder.parent / "pack/000000.tar" / name) == (folder / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["tar", "lmdb", "remote", "remote tar"])
@@ -91,7 +98,6 @@ def test_shards_without_an_index_and_names_in_braces(folder: Path) -> None:
 
 def test_basicsr_can_read_the_database(folder: Path) -> None:
     """Its keys are paths without suffix, its values what cv2.imdecode takes."""
-    lmdb = pytest.importorskip("lmdb")
     (folder / "a.tif").unlink()
     gt_path, _ = packed_as("lmdb", folder)
     lines = (Path(gt_path) / "meta_info.txt").read_text().splitlines()
