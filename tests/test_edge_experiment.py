@@ -114,7 +114,9 @@ def test_a_study_is_run_reported_and_gone_on_with(study: Study) -> None:
     assert not missing_runs(study, out) and not list(out.glob("unfinished_*"))
     assert done.stdout.rstrip().endswith("open out/report.html")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*_*.json")}
-    (out / VALIDATION / "none_1.json").write_text("{")  # as after a crash of the disk
+    for spoilt in ("[]", "{}", "{"):  # the last as after a crash of the disk
+        (out / VALIDATION / "none_1.json").write_text(spoilt)
+        assert [(arm.name, seed) for arm, seed in missing_runs(study, out)] == [("none", 1)]
     again = sit()
     assert again.returncode == 0
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*_*.json")}

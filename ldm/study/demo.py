@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,9 +22,9 @@ from ldm.evaluation.report.charts import Series, in_words
 from ldm.evaluation.report.gallery import data_uri
 from ldm.evaluation.report.statistics import CONFIDENCE, Interval, student_mean
 from ldm.models.build import build_model
-from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.sampling import Sampling
-from ldm.study.train import pair_of
+from ldm.study.report import page_environment
+from ldm.study.train import frame_words, pair_of, restored_01
 from ldm.training.cli import main as train
 from ldm.training.loggers import read_metrics
 
@@ -82,7 +81,8 @@ def demo(config_file: Path, words: Sequence[str] = ()) -> Path:
         raise UserError("the demo's training did not end: its own message says why")
     (run,) = set(folder.glob(f"*_{config_file.stem}")) - known
     logging.getLogger("ldm.models").setLevel(logging.WARNING)  # what is read again has been told of
-    framed = load_config([config_file], [*words, *_frame_words(config)])
+    pictures = config.get("data.params.validation.params.gt_path")
+    framed = load_config([config_file], [*words, *frame_words(pictures, SIDE)])
     pairs = [pair_of(framed, seed, torch.device("cpu")) for seed in FRAMES]
     trained = load_config([config_file], [*words, f"model.params.ckpt_path={run / 'checkpoints/last.ckpt'}"])
     before, after = (judge(each, pairs, name) for each, name in ((config, "before"), (trained, "after")))
@@ -99,11 +99,7 @@ def judge(config: Config, pairs: Sequence[Pair], name: str) -> Judged:
     pictures: list[Tensor] = []
     scores: list[dict[str, float]] = []
     for pair in tqdm(pairs, desc=f"held-out frames, {name}"):
-        rng = torch_rng("cpu", "demo")
-        latents, noise = model.encode(pair, rng), model.noise(rng)
-        guidance = Guidance(model.context(len(pair)), z_struct=latents.z_struct)
-        z = model.sample(latents.z_lq, guidance, Sampling(STEPS), noise=noise)
-        samples_01 = from_pm1(model.decode(z).clamp(-1, 1))
+        samples_01 = restored_01(model, pair, Sampling(STEPS), torch_rng("cpu", "demo"))
         for index, (mine, gt) in enumerate(zip(samples_01, from_pm1(pair.gt_pm1), strict=True)):
             found = measure(mine, gt, BORDER) | model.edge_probe(pair[index : index + 1])
             scores.append({key: found[key] for key in METRICS})
@@ -156,30 +152,18 @@ def page(
     rows: Sequence[Mapping[str, Any]],
 ) -> str:
     """The page as one HTML file that needs nothing else."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("ldm.study"), PackageLoader("ldm.evaluation.report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return (
+        page_environment()
+        .get_template("demo.html")
+        .render(
+            verdict=verdict(config, changes, len(set(photographs(pairs)))),
+            weight=config.get("model.params.edge_loss_weight"),
+            steps=STEPS,
+            pictures=_slider(pairs, before, after),
+            rows=[(each, _bar(each), in_words(each.difference, each.decimals, "+")) for each in changes],
+            plots={label: plot for label, key in CURVES.items() if (plot := _plot(rows, key))},
+        )
     )
-    environment.policies["json.dumps_kwargs"] = {}  # keys stay in their order
-    return environment.get_template("demo.html").render(
-        verdict=verdict(config, changes, len(set(photographs(pairs)))),
-        weight=config.get("model.params.edge_loss_weight"),
-        steps=STEPS,
-        pictures=_slider(pairs, before, after),
-        rows=[(each, _bar(each), in_words(each.difference, each.decimals, "+")) for each in changes],
-        plots={label: plot for label, key in CURVES.items() if (plot := _plot(rows, key))},
-    )
-
-
-def _frame_words(config: Config) -> list[str]:
-    """Overrides for larger frames of every validation photograph."""
-    folder = Path(config.get("data.params.validation.params.gt_path"))
-    count = sum(1 for file in folder.iterdir() if file.is_file())
-    words = [f"data.params.batch_size={count}", f"degradation.gt_size={SIDE}"]
-    return [*words, *(f"data.params.validation.params.{key}={SIDE}" for key in ("crop_size", "gt_size"))]
 
 
 def _slider(pairs: Sequence[Pair], before: Judged, after: Judged) -> dict[str, dict[str, str]]:

@@ -225,7 +225,8 @@ def _plus_minus(interval: Interval, decimals: int, sign: str, *, mark: bool | No
     return words + {True: " ✓", False: " ✗", None: ""}[mark]
 
 
-def _html(study: Study, content: Mapping[str, Any], results: Sequence[RunResult], answers: Sequence[Answer]) -> str:
+def page_environment() -> Environment:
+    """Where the templates of this room's pages are, and those that evaluation's reports share with them."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("ldm.study"), PackageLoader("ldm.evaluation.report")]),
         autoescape=True,
@@ -233,22 +234,31 @@ def _html(study: Study, content: Mapping[str, Any], results: Sequence[RunResult]
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {}  # keys stay in their order
+    return environment
+
+
+def _html(study: Study, content: Mapping[str, Any], results: Sequence[RunResult], answers: Sequence[Answer]) -> str:
     tables = [
         (answer, [_shown(each) for each in answer.differences if each.interval.pictures], STOPS[answer.stop])
         for answer in answers
     ]
-    return environment.get_template("study.html").render(
-        study=study,
-        facts=_facts(study, content),
-        parts={part: [each for each in tables if each[0].part == part] for part in (VALIDATION, CONFIRM)},
-        metrics=METRICS,
-        arms={
-            STOPS[stop]: [row for row in content["arms"] if row["stop"] == stop and row["seeds"]]
-            for stop in dict.fromkeys(row["stop"] for row in content["arms"])
-        },
-        in_words=in_words,
-        losses=_losses(study, results),
-        colours={name: charts.colour(index) for index, name in enumerate(study.arms)},
+    return (
+        page_environment()
+        .get_template("study.html")
+        .render(
+            study=study,
+            facts=_facts(study, content),
+            parts={part: [each for each in tables if each[0].part == part] for part in (VALIDATION, CONFIRM)},
+            metrics=METRICS,
+            arms={
+                STOPS[stop]: [row for row in content["arms"] if row["stop"] == stop and row["seeds"]]
+                for stop in dict.fromkeys(row["stop"] for row in content["arms"])
+            },
+            in_words=in_words,
+            losses=_losses(study, results),
+            colours={name: charts.colour(index) for index, name in enumerate(study.arms)},
+        )
     )
 
 

@@ -74,7 +74,7 @@ def read_result(out: Path, part: str, study: Study, arm: Arm, seed: int) -> RunR
     """
     path = result_file(out, part, arm.name, seed)
     content = read_json(path)
-    if content is None:
+    if not content.keys() >= {"settings", "stops", "losses", "machine"}:
         return None
     if content["settings"] != json.loads(json.dumps(study.settings(arm))):
         raise UserError(f"{path} was made with other settings than {study.file} has now: choose another --out")
@@ -89,9 +89,10 @@ def read_results(out: Path, part: str, study: Study) -> list[RunResult]:
     return [each for each in found if each is not None]
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content; None where it is not there or damaged."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's content; empty where it is not there or damaged."""
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -74,7 +74,7 @@ def seconds_per_step(study: Study, out: Path, rounds: int) -> dict[str, float]:
     Arms that are new are timed beside the one whose time is the budget, and brought to its former figure.
     """
     file = out / "timing.json"
-    known: dict[str, float] = read_json(file) or {}
+    known: dict[str, float] = read_json(file)
     if study.budget_of is None or study.arms.keys() <= known.keys():
         return known
     from ldm.study.train import measure_seconds  # torch

@@ -21,6 +21,7 @@ from basicsr.utils.ranges import from_pm1
 from basicsr.utils.rng import torch_rng
 from ldm.config import Config, load_config
 from ldm.models.build import build_model
+from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.sampling import Sampling
 from ldm.study.plan import CONFIRM, VALIDATION, Arm, Study
@@ -99,9 +100,7 @@ def curve(rows: Sequence[Mapping[str, float]]) -> tuple[tuple[int, float], ...]:
 @torch.no_grad()
 def evaluate(study: Study, part: str, words: Sequence[str]) -> dict[str, float]:
     """The metrics of few-step samples of frames of each photograph, as means."""
-    folder = study.pictures[part]
-    count = sum(1 for file in Path(folder).iterdir() if file.is_file())
-    config = load_config([study.config], [*study.words, *words, *_frame_words(folder, count)])
+    config = load_config([study.config], [*study.words, *words, *frame_words(study.pictures[part], SIDE)])
     model = build_model(config).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
@@ -109,14 +108,19 @@ def evaluate(study: Study, part: str, words: Sequence[str]) -> dict[str, float]:
     edges: list[tuple[np.ndarray, np.ndarray]] = []
     for seed in FRAMES:
         pair, rng = pair_of(config, seed, device), torch_rng(device, "edge experiment", seed)
-        latents, noise = model.encode(pair, rng), model.noise(rng)
-        guidance = Guidance(model.context(len(pair)), z_struct=latents.z_struct)
-        z = model.sample(latents.z_lq, guidance, Sampling(study.sampling_steps, study.sampler), noise=noise)
-        samples_01 = from_pm1(model.decode(z).clamp(-1, 1)).cpu()
+        samples_01 = restored_01(model, pair, Sampling(study.sampling_steps, study.sampler), rng).cpu()
         for mine, gt in zip(samples_01, from_pm1(pair.gt_pm1).cpu(), strict=True):
             rows.append(metrics(mine, gt))
             edges.append((edge_map(mine), edge_map(gt)))
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} | pooled(edges)
+
+
+@torch.no_grad()
+def restored_01(model: LatentDiffusionSRTextWT, pair: Pair, sampling: Sampling, rng: torch.Generator) -> torch.Tensor:
+    """What a model makes of a batch's LQ pictures: (B, 3, H, W) in [0, 1]."""
+    latents, noise = model.encode(pair, rng), model.noise(rng)
+    guidance = Guidance(model.context(len(pair)), z_struct=latents.z_struct)
+    return from_pm1(model.decode(model.sample(latents.z_lq, guidance, sampling, noise=noise)).clamp(-1, 1))
 
 
 def pooled(edges: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
@@ -182,11 +186,9 @@ def _stepper(config: Config, pair: Pair, device: torch.device) -> Callable[[int]
     return step
 
 
-def _frame_words(folder: str, pictures: int) -> list[str]:
-    return [
-        f"data.params.batch_size={pictures}",
-        f"degradation.gt_size={SIDE}",
-        f"data.params.validation.params.gt_path={folder}",
-        f"data.params.validation.params.crop_size={SIDE}",
-        f"data.params.validation.params.gt_size={SIDE}",
-    ]
+def frame_words(folder: str, side: int) -> list[str]:
+    """Overrides for a validation batch of one frame of `side` pixels out of each picture of a folder."""
+    pictures = sum(1 for file in Path(folder).iterdir() if file.is_file())
+    words = [f"data.params.batch_size={pictures}", f"degradation.gt_size={side}"]
+    own = [f"gt_path={folder}", f"crop_size={side}", f"gt_size={side}"]
+    return [*words, *(f"data.params.validation.params.{word}" for word in own)]
