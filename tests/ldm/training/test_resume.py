@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_run import write_tiny_run
 
+from basicsr.data.pack import pack
 from ldm.training.options import REQUEUE
 from main import main
 
@@ -113,6 +114,19 @@ def test_a_schedulers_signal_saves_and_asks_to_be_started_again(here: Path, numb
     said += process.stdout.read()
     assert process.wait(timeout=60) == REQUEUE, said
     assert "with everything saved" in said and (only_run(here) / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_from_tar_files_a_run_is_that_from_their_folder_also_stopped_in_the_midst_of_one(here: Path) -> None:
+    """With the pool, and from the degradation on: the same weights, to the bit."""
+    assert pack(here / "pictures", here / "pack", "tar", 10**9) == 4
+    words = [f"data.params.train.params.{word}" for word in ("gt_path=pack", "io_backend={type: tar}")]
+    for name, steps, more in (("folder", "4", []), ("tar", "4", words), ("parted", "3", words)):
+        assert main(["--base", "tiny.yaml", *COMMON, "-n", name, "--max_steps", steps, *more]) == 0
+    runs = [next((here / "logs").glob(f"*_{name}")) for name in ("folder", "tar", "parted")]
+    assert main(["--resume", str(runs[2]), "--max_steps", "4"]) == 0
+    folder, *others = (torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in runs)
+    for other in others:
+        assert folder.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in folder.items())
 
 
 def test_two_processes_go_on_with_the_pools_of_both(here: Path) -> None:
