@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(
     monkeypatch.setattr(torch, "save", fill)
     assert main(["--resume", str(only_run(here)), "--max_steps", "2"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "last.ckpt cannot be written (no room on the disk: free some); the former one is as it was" in error
+    assert "last.ckpt cannot be written (no room on the disk: free some); last.ckpt is as it was" in error
     assert last.read_bytes() == before and [file.name for file in last.parent.iterdir()] == ["last.ckpt"]
 
 

@@ -50,7 +50,7 @@ def test_a_full_disk_costs_no_more_than_the_steps_since(
     capsys.readouterr()
     with files_of_at_most(1_000_000):
         assert main([*command, "--max_steps", "2"]) == 2
-    assert "last.ckpt cannot be written (no room on the disk: free some); the former one is as it was. Make room, " in (
+    assert "last.ckpt cannot be written (no room on the disk: free some); last.ckpt is as it was. Make room, " in (
         last_line(capsys)
     )
     (run,) = (tmp_path / "logs").iterdir()

@@ -30,7 +30,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         target = Path(path)
         spoilt = [key for key, value in checkpoint.get("state_dict", {}).items() if not is_finite(value)]
-        kept = "the former one is as it was" if target.exists() else "there is no former one"
+        others = sorted(target.parent.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+        kept = f"{others[-1].name} is as it was" if others else "there is no former one"
         if spoilt:
             raise NotFiniteError(
                 f"the weights are not finite any more ({spoilt[0]} and {len(spoilt) - 1} others): {target} is not "
