@@ -106,7 +106,7 @@ def test_pictures_are_refused_upscaled_stopped(tab: Tab, folder: Path) -> None:
     tab.read("24 × 20 pixels")
     tab.type("Steps", "1000")
     tab.driver.execute_script("arguments[0].click(); arguments[0].click()", tab.see("#go"))
-    tab.read("of 1000")
+    tab.read("/1000 steps")
     tab.see("#stop").click()
     tab.read("Stopped.")
     tab.type("Steps", "2")

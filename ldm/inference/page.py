@@ -97,7 +97,7 @@ class Page:
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
         """The button was pressed => the two buttons, a status."""
         self.stops.setdefault(str(request.session_hash), Stop())
-        return gr.update(visible=False), gr.update(visible=True), "<p>Waiting for its turn.</p>"
+        return gr.update(visible=False), gr.update(visible=True), "<p>Upscaling, or waiting for its turn.</p>"
 
     def upscale(
         self,
