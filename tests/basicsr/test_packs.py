@@ -103,8 +103,8 @@ def test_basicsr_can_read_the_database(folder: Path) -> None:
     lines = (Path(gt_path) / "meta_info.txt").read_text().splitlines()
     assert "b.png (60,70,3) 1" in lines and len(lines) == len(NAMES) - 1
     with lmdb.open(gt_path, readonly=True, lock=False) as database, database.begin() as transaction:
-        content = np.frombuffer(transaction.get(b"town/a b"), np.uint8)
-    decoded = cv2.imdecode(content, 1)
+        content = transaction.get(b"town/a b")
+    decoded = cv2.imdecode(np.frombuffer(content or b"", np.uint8), 1)
     assert decoded is not None and np.array_equal(decoded[..., ::-1], read_picture(folder / "town/a b.png").pixels)
 
 
