@@ -50,8 +50,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def digest(*parts: bytes | str) -> str:
-    """32 hexadecimal digits that stand for the parts, in their order and with their bounds."""
+def digest(*parts: bytes | str | memoryview) -> str:
+    """32 hexadecimal digits that stand for the parts, in their order and with their bounds (views are of bytes)."""
     content = blake2b(digest_size=16)
     for part in parts:
         part = part.encode() if isinstance(part, str) else part

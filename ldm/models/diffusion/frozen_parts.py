@@ -57,10 +57,11 @@ class FrozenParts:
 
 def content_of(parts: StateDict) -> Tensor:
     """16 bytes that stand for named tensors, whatever their order."""
+    # Views, for a copy of all frozen weights is gigabytes.
     values = [
         part
         for name, value in sorted(parts.items())
-        for part in (name, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for part in (name, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     ]
     return torch.frombuffer(bytearray.fromhex(digest(*values)), dtype=torch.uint8).clone()
 
