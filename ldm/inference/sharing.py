@@ -12,6 +12,7 @@ must be a function of the job alone; then nothing depends on who does it. Where 
 others stop within seconds, without a trace of their own.
 """
 
+import atexit
 import logging
 import os
 import threading
@@ -79,6 +80,7 @@ class Team:
             plugins=None if started_elsewhere else LightningEnvironment(),
         )
         fabric.launch()
+        atexit.register(_leave)
         if fabric.local_rank > 0 and not started_elsewhere:
             # Lightning's first process watches over the others; nobody watches over the first one.
             threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -150,6 +152,12 @@ class Team:
             raise UserError(
                 f"one of the {self.size} processes failed, as it says itself, or was killed; the same command goes on"
             ) from error
+
+
+def _leave() -> None:
+    """Close the connections to the others; their threads, still running as the process ends, would abort it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _end_with(parent: int) -> None:
