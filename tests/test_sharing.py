@@ -66,6 +66,38 @@ def test_upscaling_by_two_processes_gives_the_same_files(here: Path) -> None:
     assert again.returncode == 1 and again.stderr.count("error: small/3.png") == 1
 
 
+def test_a_manifest_is_one_for_all_machines_whatever_their_number(here: Path) -> None:
+    (here / "many").mkdir()
+    for index in range(4):
+        Image.fromarray(skimage.data.coffee()[60:72, 40 * index :][:, :12]).save(here / f"many/{index}.png")
+    (here / "many/broken.png").write_bytes(b"no picture")
+    words = ("--input", "many", "--steps", "2", "--upscale", "2", "--output", "kept", "--manifest")
+    machines = [
+        subprocess.Popen(
+            command(here, "upscale", *words, "--nodes", "2"),
+            cwd=here,
+            env={**ALONE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29631", "NODE_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [machine.communicate(timeout=200) for machine in machines]
+    assert [machine.returncode for machine in machines] == [1, 0], said
+    assert (
+        said[0][0] == "4 upscaled, 1 failed; results: kept; what failed: kept/manifest/failed.txt\n" and not said[1][0]
+    )
+    done = [(here / f"kept/manifest/done-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+    assert sorted(done[0] + done[1]) == [f'"{index}.png"' for index in range(4)] and min(map(len, done)) == 2
+    (here / "many/broken.png").unlink()
+    for file in (here / "kept").glob("*.png"):
+        file.unlink()
+    again = run(here, "upscale", *words)
+    assert again.returncode == 0 and not files(here / "kept"), again.stderr
+    assert again.stdout == "4 skipped, finished before (--overwrite); results: kept\n"
+
+
 def test_evaluation_by_two_processes_gives_the_same_report(here: Path) -> None:
     words = ("--run", "runs/mine", "--also", "bicubic", "--data", "pictures", "--steps", "2", "--sampler", "ddim")
     done = [run(here, "evaluate", *words, "--out", f"report{n}", "--devices", str(n)) for n in (1, 2)]

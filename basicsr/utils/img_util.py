@@ -32,14 +32,20 @@ Pixels = NDArray[Any]  # uint8 or uint16
 
 
 def find_pictures(
-    folder: str | os.PathLike[str], suffixes: Collection[str] = PICTURE_SUFFIXES, name: str = "folder"
+    folder: str | os.PathLike[str],
+    suffixes: Collection[str] = PICTURE_SUFFIXES,
+    name: str = "folder",
+    looked_through: dict[str, int] | None = None,
 ) -> list[Path]:
     """`list_pictures` as paths."""
-    return [Path(path) for path in list_pictures(folder, suffixes, name)]
+    return [Path(path) for path in list_pictures(folder, suffixes, name, looked_through)]
 
 
 def list_pictures(
-    folder: str | os.PathLike[str], suffixes: Collection[str] = PICTURE_SUFFIXES, name: str = "folder"
+    folder: str | os.PathLike[str],
+    suffixes: Collection[str] = PICTURE_SUFFIXES,
+    name: str = "folder",
+    looked_through: dict[str, int] | None = None,
 ) -> list[str]:
     """All pictures below `folder`, in sorted order; hidden files and folders are left out, links are followed.
 
@@ -49,11 +55,14 @@ def list_pictures(
         folder: where to look, recursively.
         suffixes: lower-case file suffixes with their dot; files match in any case.
         name: the field that `folder` comes from, for the error.
+        looked_through: is given all folders that were, and when each was changed last, ns; 0 where that is not known.
 
     Raises:
         FieldError: `folder` is not there, is not a folder, or cannot be read. Finding nothing is not an error here.
     """
+    times: dict[str, int] = {} if looked_through is None else looked_through
     if packs.is_pack(folder) or packs.is_remote(folder):
+        times[os.fspath(folder)] = 0
         return _list_packed(folder, tuple(suffixes), name)
     root = Path(folder)
     if not root.is_dir():
@@ -66,12 +75,15 @@ def list_pictures(
     pending = [str(root)]
     while pending:
         place = pending.pop()
+        times[place] = 0
         try:
             status = Path(place).stat()
             if (status.st_dev, status.st_ino) in visited:  # a link that leads back to a folder already listed
+                del times[place]
                 continue
             visited.add((status.st_dev, status.st_ino))
             pictures, folders = _entries(place, tuple(suffixes))
+            times[place] = status.st_mtime_ns
         except OSError as error:
             if place == str(root):
                 raise FieldError(name, f"is {folder}, which cannot be read ({error.strerror})") from error

@@ -30,6 +30,7 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import write_whole
 from basicsr.utils.img_util import as_01, find_pictures, read_rgb
 from basicsr.utils.ranges import from_pm1, rounded_01, to_pm1, to_u8
+from basicsr.utils.retries import with_retries
 from basicsr.utils.rng import derived_seed, numpy_rng, torch_rng
 from ldm.config import Config
 from ldm.inference.networks import Networks
@@ -64,8 +65,8 @@ class DegradedPicture:
     gt_01: Tensor
 
 
-def list_jobs(folders: Sequence[str], repeats: int = 1) -> list[Job]:
-    """`repeats` samples of every picture below some folders, in an order of their own.
+def list_jobs(folders: Sequence[str], repeats: int = 1, looked_through: dict[str, int] | None = None) -> list[Job]:
+    """`repeats` samples of every picture below some folders, in an order of their own; see `list_pictures`.
 
     A sample is named for its picture's path below its folder, `a/b.jpg` a__b, with `-2` and so on for its repeats, each
     of which is cropped and degraded anew. Pictures whose names differ in their suffix alone keep it.
@@ -73,7 +74,11 @@ def list_jobs(folders: Sequence[str], repeats: int = 1) -> list[Job]:
     Raises:
         UserError: no picture, or two of one name.
     """
-    found = [(path, path.relative_to(folder)) for folder in folders for path in find_pictures(folder, name="input")]
+    found = [
+        (path, path.relative_to(folder))
+        for folder in folders
+        for path in find_pictures(folder, name="input", looked_through=looked_through)
+    ]
     if not found:
         raise FieldError("input", f"{', '.join(folders)}: there is no picture in it")
     stems = Counter("__".join(below.with_suffix("").parts) for _, below in found)
@@ -94,11 +99,11 @@ class Degraded(Dataset[DegradedPicture | str]):
     Raises:
         UserError: a config that lacks what training needs, or whose data set degrades in a way of its own.
 
-    `folder` holds pictures, of whatever jobs.
+    `folder` holds pictures, of whatever jobs. retries: of reading one, see `with_retries`.
     """
 
-    def __init__(self, jobs: Sequence[Job], config: Config, folder: str, seed: int) -> None:
-        self.jobs, self.seed = jobs, seed
+    def __init__(self, jobs: Sequence[Job], config: Config, folder: str, seed: int, retries: int = 0) -> None:
+        self.jobs, self.seed, self.retries = jobs, seed, retries
         self._recipe = _training_set(config, folder)
         self._pipeline: DegradationPipeline | None = None
         if isinstance(self._recipe, RealESRGANDataset):
@@ -114,7 +119,7 @@ class Degraded(Dataset[DegradedPicture | str]):
     def __getitem__(self, index: int) -> DegradedPicture | str:
         job = self.jobs[index]
         try:
-            pixels = read_rgb(job.picture)
+            pixels = with_retries(lambda: read_rgb(job.picture), self.retries)
         except UserError as error:
             return str(error)
         lq_01, gt_01 = (self._face if isinstance(self._recipe, FFHQDegradationDataset) else self._general)(pixels, job)
@@ -162,7 +167,7 @@ class SampleWriter:
         Raises:
             UserError: one picture alone is too much for the memory.
         """
-        size = self.limit or len(batch)
+        size = self.limit or max(1, len(batch))  # none, where none could be read
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
             try:

@@ -5,7 +5,8 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from tqdm import tqdm
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest, write_whole
+from basicsr.utils.retries import check_retries
 from ldm.config import Config, load_config
-from ldm.inference.cfw_data import Degraded, SampleWriter, list_jobs, split
+from ldm.inference.cfw_data import Degraded, Job, SampleWriter, list_jobs, split
 from ldm.inference.choice import checkpoint_of, choose
+from ldm.inference.manifest import Manifest
 from ldm.inference.networks import Networks
 from ldm.inference.sharing import Team
 from ldm.models.diffusion.sampling import Sampling
@@ -30,8 +33,20 @@ class Counts:
     """What became of the samples."""
 
     made: int = 0
-    not_finite: int = 0
-    unreadable: int = 0
+    there_before: int = 0
+    not_finite: list[str] = field(default_factory=list)  # a line each
+    unreadable: list[str] = field(default_factory=list)
+
+    @classmethod
+    def sum(cls, parts: Sequence["Counts"]) -> "Counts":
+        """Of all processes."""
+        total = cls()
+        for part in parts:
+            total.made += part.made
+            total.there_before += part.there_before
+            total.not_finite += part.not_finite
+            total.unreadable += part.unreadable
+        return total
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,54 +56,104 @@ def run(args: argparse.Namespace) -> int:
             raise FieldError(name, f"is {getattr(args, name)}: give 1 or more")
     sampling = Sampling(args.steps, args.sampler)
     checks.whole_number("seed", args.seed, 0)
-    jobs = list_jobs(args.input, args.repeats)
-    base, ckpt, _ = choose(args.base, checkpoint_of(args), args.variant)
-    config = base if isinstance(base, Config) else load_config([base])
+    check_retries(args.retries)
     team = Team.of(args.devices, args.nodes, args.device)
     if not team.first:
         logging.disable(logging.WARNING)
+    manifest = Manifest(args.output, team.rank) if args.manifest else None
+    jobs, asked_for = team.agreed(team.together(lambda: _jobs(args, manifest) if team.first else ([], 0)))
+    base, ckpt, _ = team.together(lambda: choose(args.base, checkpoint_of(args), args.variant))
+    config = base if isinstance(base, Config) else load_config([base])
     networks = team.together(lambda: Networks.load(base, ckpt, None, str(team.device), args.precision))
     settings = _settings(config, networks, args)
     team.together(lambda: _check_former(args.output / SUMMARY, settings))
+    if manifest:
+        made_from = digest(json.dumps(settings, sort_keys=True))
+        team.together(lambda: manifest.check(made_from))
     if team.first:
         _write(args.output, settings)
     started = time.monotonic()
-    missing = [job for job in team.share(jobs) if not job.done(args.output)]
-    dataset = Degraded(missing, config, args.input[0], args.seed)
-    counts = _make(dataset, SampleWriter(networks, sampling, args.seed, args.output), team, args)
-    made, not_finite, unreadable = map(int, team.sums(counts.made, counts.not_finite, counts.unreadable))
-    if team.first:
-        seconds = time.monotonic() - started
-        result: dict[str, float] = {
-            "samples": sum(job.done(args.output) for job in jobs),
-            "asked_for": len(jobs),
-            "made_now": made,
-        }
-        result |= {"not_finite": not_finite, "unreadable": unreadable, "processes": team.size}
-        result |= {"seconds": round(seconds, 1), "samples_per_second": round(made / max(seconds, 1e-9), 3)}
-        _write(args.output, settings, result)
-        log.info("%s: %d samples of %d, %d of them new", args.output, result["samples"], len(jobs), made)
-        log.info("%.3g samples/s; %d not finite, %d unreadable", result["samples_per_second"], not_finite, unreadable)
-    return 1 if team.first and (not_finite or unreadable) else 0
+    share = team.share(jobs)
+    missing = [job for job in share if not job.done(args.output)]
+    note = manifest.done if manifest else _forget
+    for job in set(share).difference(missing):
+        note(job.name)
+    dataset = Degraded(missing, config, args.input[0], args.seed, args.retries)
+    counts = _make(dataset, SampleWriter(networks, sampling, args.seed, args.output), team, args, note)
+    counts.there_before = len(share) - len(missing)
+    parts = team.gathered(counts)
+    if not team.first:
+        return 0
+    total = Counts.sum(parts)
+    total.there_before += asked_for - len(jobs)
+    result: dict[str, Any] = {"processes": team.size, "seconds": round(time.monotonic() - started, 1)}
+    return _sum_up(args.output, total, asked_for, settings, result, manifest)
 
 
-def _make(dataset: Degraded, writer: SampleWriter, team: Team, args: argparse.Namespace) -> Counts:
-    """This process's share. The bar shows all processes, taking the others to be as quick as this one."""
+def _sum_up(
+    output: Path,
+    total: Counts,
+    asked_for: int,
+    settings: dict[str, Any],
+    result: dict[str, Any],
+    manifest: Manifest | None,
+) -> int:
+    """Write and tell what became of all samples; returns the exit status."""
+    samples, not_finite, unreadable = total.there_before + total.made, len(total.not_finite), len(total.unreadable)
+    speed = round(total.made / max(result["seconds"], 1e-9), 3)
+    told = {"samples": samples, "asked_for": asked_for, "made_now": total.made}
+    told |= {"not_finite": not_finite, "unreadable": unreadable, **result, "samples_per_second": speed}
+    _write(output, settings, told)
+    log.info("%s: %d samples of %d, %d of them new", output, samples, asked_for, total.made)
+    log.info("%.3g samples/s; %d not finite, %d unreadable", speed, not_finite, unreadable)
+    if manifest and (file := manifest.failed([*total.unreadable, *total.not_finite])):
+        log.info("what was left out: %s", file)
+    return 1 if not_finite or unreadable else 0
+
+
+def _jobs(args: argparse.Namespace, manifest: Manifest | None) -> tuple[list[Job], int]:
+    """The samples that are not known to be there, and how many are asked for."""
+    if manifest is None:
+        jobs = list_jobs(args.input, args.repeats)
+        return jobs, len(jobs)
+    question = [*map(str, args.input), str(Path.cwd()), args.repeats]
+    listed = manifest.jobs(
+        question,
+        lambda through: [[job.name, str(job.picture)] for job in list_jobs(args.input, args.repeats, through)],
+    )
+    left = manifest.unfinished(listed)
+    log.info("%s: %d samples, %d of them to do", manifest.folder, len(listed), len(left))
+    return [Job(Path(picture), name) for name, picture in left], len(listed)
+
+
+def _forget(name: str) -> None:
+    """Where no manifest is kept."""
+
+
+def _make(
+    dataset: Degraded, writer: SampleWriter, team: Team, args: argparse.Namespace, note: Callable[[str], None]
+) -> Counts:
+    """This process's share. The bar shows all processes, taking the others to be as quick as this one.
+
+    note: is told the name of each sample whose files are whole.
+    """
     counts = Counts()
     often = 0.1 if sys.stderr.isatty() else 10.0  # seconds
     bar = tqdm(total=len(dataset) * team.size, desc="samples", unit="sample", mininterval=often, disable=not team.first)
     with bar:
         for batch in dataset.batches(args.batch, args.workers):
             good, bad = split(batch)
+            counts.unreadable += bad
             for reason in bad:
-                counts.unreadable += 1
                 log.warning("left out: %s", reason)
             bar.update(len(bad) * team.size)
             for job, finite in writer.write(good):
-                counts.made += finite
-                counts.not_finite += not finite
-                if not finite:
-                    log.warning("left out: the sample %s is not finite", job.name)
+                if finite:
+                    counts.made += 1
+                    note(job.name)
+                else:
+                    counts.not_finite.append(f"the sample {job.name} is not finite")
+                    log.warning("left out: %s", counts.not_finite[-1])
                 bar.update(team.size)
     return counts
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from basicsr.utils.errors import FieldError, UserError, closest
 from basicsr.utils.files import OutputError
 from basicsr.utils.img_util import MAX_PIXELS
+from basicsr.utils.retries import RETRIES
 from ldm.console import (
     INTERRUPTED,
     OneLineParser,
@@ -36,6 +37,7 @@ from ldm.inference.settings import DEFAULTS, DEMO_DEFAULTS, MAX_FACTOR, MIN_TILE
 
 if TYPE_CHECKING:
     from ldm.inference.folder import Outcome
+    from ldm.inference.share import Share
 
 FLAGS = {"config": "base"}  # fields whose flag has another name
 
@@ -77,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
     # Only now, so that --help and mistakes in the flags need not wait for torch.
     from ldm.inference.choice import checkpoint_of, choose
-    from ldm.inference.folder import FileOptions, check_names, check_output, list_tasks, upscale_files
+    from ldm.inference.folder import FileOptions, check_output, made_from, upscale_files
     from ldm.inference.pipeline import Upscaler
-    from ldm.inference.references import references_of
+    from ldm.inference.share import Places, Share
     from ldm.inference.sharing import Team
     from ldm.inference.tiled_vae import no_progress
 
@@ -89,14 +91,12 @@ def run(args: argparse.Namespace) -> int:
         compare=args.compare,
         overwrite=args.overwrite,
         max_pixels=args.max_pixels,
+        retries=args.retries,
     )
-    tasks = list_tasks(args.input, args.output, edge_files)
-    if args.reference is not None:
-        found = references_of([task.source for task in tasks], args.input, args.reference)
-        tasks = [replace(task, reference=file) for task, file in zip(tasks, found, strict=True)]
-    check_output(args.output)
-    check_names(tasks, options)
-    team = Team.of(args.devices, device=args.device)
+    team = Team.of(args.devices, args.nodes, args.device)
+    places = Places(args.input, args.output, edge_files, args.reference)
+    share = Share.of(team, places, options, manifest=args.manifest)
+    team.together(lambda: check_output(args.output))
     device = str(team.device) if team.size > 1 else args.device
     config, ckpt, defaults = team.together(lambda: choose(args.base, checkpoint_of(args), args.variant))
     settings = replace(defaults, **given)
@@ -106,10 +106,11 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     options = replace(options, edges_told=args.save_edges and upscaler.networks.model.edge_condition is not None)
+    team.together(lambda: share.check(made_from(upscaler, options)))
     progress = partial(progress_bars, processes=team.size) if team.first else no_progress
-    outcome = upscale_files(upscaler, team.share(tasks), options, progress)
+    outcome = upscale_files(upscaler, share.tasks, options, progress, share.done)
     parts = team.gathered((len(outcome.finished), len(outcome.skipped), failures(outcome)))
-    return report(parts, args) if team.first else 0
+    return report([*parts, (0, share.finished_before, [])], args, share) if team.first else 0
 
 
 def edges_of(word: str | None) -> tuple[str | None, "Path | Literal['beside'] | None"]:
@@ -134,10 +135,11 @@ def failures(outcome: "Outcome") -> list[str]:
     return [reason if reason.startswith(str(source)) else f"{source}: {reason}" for source, reason in failed]
 
 
-def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace) -> int:
+def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace, share: "Share") -> int:
     """Say how many were finished, were skipped, and what failed in each process; returns the exit status."""
     finished, skipped = sum(done for done, _, _ in parts), sum(left for _, left, _ in parts)
     failed = [line for _, _, lines in parts for line in lines]
+    listed = f"; what failed: {file}" if (file := share.list_failures(failed)) else ""
     for line in failed:
         say("error: " + line.replace("\n", r"\n"), sys.stderr)
     counts = [
@@ -147,7 +149,7 @@ def report(parts: Sequence[tuple[int, int, list[str]]], args: argparse.Namespace
     ]
     said = [words for words in counts if not words.startswith("0")] or counts[:1]
     if len(failed) != 1 or args.input.is_dir():
-        say(f"{', '.join(said)}; results: {args.output}")
+        say(f"{', '.join(said)}; results: {args.output}{listed}")
     if not failed:
         return 0
     return 1 if finished or skipped else 2
@@ -206,13 +208,32 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         help="write the edge maps of input and result beside it, and the one that the model was told, if it was",
     )
     add("--compare", action="store_true", help="write a before/after strip beside it")
-    add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
+    _add_sharing(group)
     add(
         "--max_pixels",
         type=int,
         default=MAX_PIXELS,
         metavar="N",
         help=f"larger pictures are refused, for a small file can claim any size (default: {MAX_PIXELS})",
+    )
+
+
+def _add_sharing(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
+    add("--nodes", type=int, default=1, metavar="N", help="machines, each of which runs this command (default: 1)")
+    add(
+        "--manifest",
+        action="store_true",
+        help="for very many pictures: keep in OUTPUT/manifest what there is to do and what is done, and go on by that "
+        "alone; inputs are listed again when a folder of theirs has changed. Without it every file is looked at",
+    )
+    add(
+        "--retries",
+        type=int,
+        default=RETRIES,
+        metavar="N",
+        help=f"of reading a picture, where a disk or a network failed (default: {RETRIES})",
     )
 
 

@@ -2,10 +2,11 @@
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -15,6 +16,7 @@ from basicsr.utils.files import OutputError, digest, write_whole
 from basicsr.utils.grid import labelled_grid, png_bytes
 from basicsr.utils.img_util import MAX_PIXELS, PICTURE_SUFFIXES, find_pictures, read_picture
 from basicsr.utils.ranges import to_pm1
+from basicsr.utils.retries import check_retries, with_retries
 from ldm.inference.edges import edge_file, without_edge_files
 from ldm.inference.picture import Picture, mark_of
 from ldm.inference.pipeline import Upscaler
@@ -23,6 +25,7 @@ from ldm.inference.tiled_vae import Progress, no_progress
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+EdgePlace = Path | Literal["beside"] | None  # where pictures of edges are: see `list_tasks`
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class FileOptions:
 
     bits: per channel of the results. edges: write the edge maps of input and result. edges_told: write the map that the
     model was told, which may be corrected and given back. compare: write a before/after strip. overwrite: replace
-    finished results. max_pixels: of a picture that is read.
+    finished results. max_pixels: of a picture that is read. retries: of reading one, see `with_retries`.
 
     Raises:
         FieldError: a value that cannot be.
@@ -60,12 +63,14 @@ class FileOptions:
     compare: bool = False
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
+    retries: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 16):
             raise FieldError("bits", f"is {self.bits}: PNG files have 8 or 16")
         if self.max_pixels < 1:
             raise FieldError("max_pixels", f"is {self.max_pixels}: give 1 or more")
+        check_retries(self.retries)
 
     def files(self, task: UpscaleTask) -> list[Path]:
         """The files of a task, the result last: where it is there, the task was finished."""
@@ -75,18 +80,31 @@ class FileOptions:
 
 @dataclass
 class Outcome:
-    """What became of the tasks."""
+    """What became of the tasks; `done` is told of each whose files are all there."""
 
+    done: Callable[[UpscaleTask], None] = lambda task: None
     finished: list[UpscaleTask] = field(default_factory=list)
     skipped: list[UpscaleTask] = field(default_factory=list)
     failed: list[tuple[UpscaleTask, UserError]] = field(default_factory=list)
 
+    def finish(self, task: UpscaleTask) -> None:
+        """Its files were written."""
+        self.done(task)
+        self.finished.append(task)
 
-def list_tasks(source: Path, output: Path, edges: Path | Literal["beside"] | None = None) -> list[UpscaleTask]:
+    def skip(self, task: UpscaleTask) -> None:
+        """Its files were there."""
+        self.done(task)
+        self.skipped.append(task)
+
+
+def list_tasks(
+    source: Path, output: Path, edges: EdgePlace = None, looked_through: dict[str, int] | None = None
+) -> list[UpscaleTask]:
     """One task for a file; for a folder one for each picture below it, in the same folders below `output`.
 
     edges: where pictures of edges are: beside their pictures, which are then no inputs themselves; in a folder; or, for
-    a single input, a file; None for no such pictures.
+    a single input, a file; None for no such pictures. looked_through: see `list_pictures`.
 
     A result's name follows from its picture's alone, whatever lies beside it: cat.png becomes cat.png, and cat.jpg
     becomes cat.jpg.png.
@@ -94,30 +112,46 @@ def list_tasks(source: Path, output: Path, edges: Path | Literal["beside"] | Non
     Raises:
         FieldError: there is no picture in `source`, or a result in `output` would replace an input.
     """
+    real = _real_paths()
     if source.is_dir():
         if output.resolve() == source.resolve():
             raise FieldError("output", f"{output} is the input folder: choose another one")
-        inside = output.resolve()
-        files = [file for file in find_pictures(source, name="input") if inside not in file.resolve().parents]
+        inside, found = output.resolve(), find_pictures(source, name="input", looked_through=looked_through)
+        files = [file for file in found if not real(file)[0].is_relative_to(inside)]
         files = without_edge_files(files) if edges == "beside" else files
         if not files:
             raise FieldError("input", f"{source} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-        folders = [output / file.parent.relative_to(source) for file in files]
     elif source.exists():
-        files, folders = [source], [output]
+        files = [source]
     else:
         raise FieldError("input", f"{source} is not there: give a picture or a folder of pictures")
-    tasks = [
-        UpscaleTask(file, folder / _result_name(file), _edges_of(file, source, edges))
-        for file, folder in zip(files, folders, strict=True)
-    ]
+    tasks = [task_of(file, source, output, edges) for file in files]
     for task in tasks:
-        if task.target.resolve() == task.source.resolve():
+        if real(task.target) == real(task.source):
             raise FieldError("output", f"is {output}: the result would replace {task.source}; choose another one")
     return tasks
 
 
-def _edges_of(file: Path, source: Path, edges: Path | Literal["beside"] | None) -> Path | None:
+def _real_paths() -> Callable[[Path], tuple[Path, str]]:
+    """From a path to its folder and name where no links lead elsewhere; each folder is looked at once."""
+    folder = cache(Path.resolve)
+
+    def real(path: Path) -> tuple[Path, str]:
+        if path.is_symlink():
+            path = path.resolve()
+            return path.parent, path.name
+        return folder(path.parent), path.name
+
+    return real
+
+
+def task_of(file: Path, source: Path, output: Path, edges: EdgePlace) -> UpscaleTask:
+    """The task of a file below `source`, or of `source` itself."""
+    folder = output if file == source else output / file.parent.relative_to(source)
+    return UpscaleTask(file, folder / _result_name(file), _edges_of(file, source, edges))
+
+
+def _edges_of(file: Path, source: Path, edges: EdgePlace) -> Path | None:
     if edges is None:
         return None
     if edges != "beside" and edges.is_file():
@@ -152,9 +186,15 @@ def check_output(folder: Path, name: str = "output") -> None:
 
 
 def upscale_files(
-    upscaler: Upscaler, tasks: list[UpscaleTask], options: FileOptions, progress: Progress = no_progress
+    upscaler: Upscaler,
+    tasks: list[UpscaleTask],
+    options: FileOptions,
+    progress: Progress = no_progress,
+    done: Callable[[UpscaleTask], None] = lambda task: None,
 ) -> Outcome:
     """Upscale all that is not finished. One picture's failure does not stop the rest, it is noted.
+
+    `done` is told of each task whose files are all there, by whichever thread sees to it.
 
     The next pictures are read, and the last ones written, while others are computed. Whatever ends this, also Ctrl-C,
     what was computed is written.
@@ -164,7 +204,7 @@ def upscale_files(
         UserError: two tasks would write one file.
     """
     check_names(tasks, options)
-    outcome = Outcome()
+    outcome = Outcome(done)
     batches = read_ahead(_batches(upscaler, progress("pictures", tasks), options, outcome))
     with ThreadPoolExecutor(1, "writing") as thread, closing(batches):
         writing: Future[None] | None = None
@@ -208,26 +248,27 @@ def _finish(
             outcome.failed.append((task, result))
             continue
         _write(upscaler, read, result, options)
-        outcome.finished.append(task)
+        outcome.finish(task)
         log.info("%s -> %s (%d x %d)", task.source, task.target, result.size[1], result.size[0])
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What a task's files hold."""
+    """What a task's files hold; mark: what its result is to be known by."""
 
     task: UpscaleTask
+    mark: str
     picture: Picture
     edges: Picture | None
     reference: Picture | None
 
     @classmethod
-    def of(cls, task: UpscaleTask, options: FileOptions) -> "_Read":
+    def of(cls, upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> "_Read":
         def read(file: Path) -> Picture:
-            return Picture.from_stored(read_picture(file, options.max_pixels))
+            return Picture.from_stored(with_retries(lambda: read_picture(file, options.max_pixels), options.retries))
 
         edges, reference = (None if file is None else read(file) for file in (task.edges, task.reference))
-        return cls(task, read(task.source), edges, reference)
+        return cls(task, _mark(upscaler, task, options), read(task.source), edges, reference)
 
 
 def _upscaled(upscaler: Upscaler, batch: Sequence[_Read], progress: Progress) -> list[Picture]:
@@ -253,9 +294,9 @@ def _batches(
             if task.edges is not None and not task.edges.is_file():
                 raise UserError(f"the picture of its edges, {task.edges}, is not there")
             if _is_finished(upscaler, task, options):
-                outcome.skipped.append(task)
+                outcome.skip(task)
                 continue
-            read = _Read.of(task, options)
+            read = _Read.of(upscaler, task, options)
             size = upscaler.canvas_size(read.picture)
             small = upscaler.is_small(read.picture)
         except MemoryError:
@@ -303,11 +344,26 @@ def _write(upscaler: Upscaler, read: _Read, result: Picture, options: FileOption
             {label: to_pm1(image.rgb_01[None]) for label, image in (strip | {"upscaled": result}).items()}
         )
         write_whole(task.beside("compare"), png_bytes(grid))
-    write_whole(task.target, result.to_png(options.bits, _mark(upscaler, task, options)))
+    write_whole(task.target, result.to_png(options.bits, read.mark))
 
 
 def _mark(upscaler: Upscaler, task: UpscaleTask, options: FileOptions) -> str:
     """What a result depends on, in short: the picture's file and that of its edges, the settings and the weights."""
     settings = replace(upscaler.settings, batch=1)  # which changes no result
-    files = [b"" if file is None else file.read_bytes() for file in (task.source, task.reference, task.edges)]
-    return digest(repr((settings, options.bits, upscaler.networks.identity)), *files)
+    files = (task.source, task.reference, task.edges)
+    contents = [b"" if file is None else _content(file, options.retries) for file in files]
+    return digest(repr((settings, options.bits, upscaler.networks.identity)), *contents)
+
+
+def _content(file: Path, retries: int) -> bytes:
+    try:
+        return with_retries(file.read_bytes, retries)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def made_from(upscaler: Upscaler, options: FileOptions) -> str:
+    """What all results depend on, in short."""
+    settings = replace(upscaler.settings, batch=1)
+    kinds = (options.bits, options.edges, options.edges_told, options.compare)
+    return digest(repr((settings, kinds, upscaler.networks.identity)))

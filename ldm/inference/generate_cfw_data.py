@@ -15,6 +15,7 @@ CFW then learns to mend that sampler's faults, so upscale with the same steps an
 import argparse
 from collections.abc import Sequence
 
+from basicsr.utils.retries import RETRIES
 from ldm.console import OneLineParser, configure_logging, exit_status, path_argument
 from ldm.inference.settings import PRECISION_CHOICES
 
@@ -62,6 +63,18 @@ def make_parser() -> OneLineParser:
     )
     add("--nodes", type=int, default=1, metavar="N", help="machines, each of which runs this command (1)")
     add("--device", default="auto", metavar="NAME", help="of a single process: auto, cpu, cuda, cuda:1 (auto)")
+    add(
+        "--manifest",
+        action="store_true",
+        help="keep what is to do and what is done in OUTPUT/manifest, and go on by it",
+    )
+    add(
+        "--retries",
+        type=int,
+        default=RETRIES,
+        metavar="N",
+        help=f"of reading a picture, where a disk or a network failed ({RETRIES})",
+    )
     add("--workers", type=int, default=2, metavar="N", help="processes that degrade ahead, for each device (2)")
     return parser
 

@@ -1,6 +1,8 @@
 """CFW's data, made by the command as people run it, with a tiny model of random weights."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from ldm.inference.cfw_data import FOLDERS, Degraded, list_jobs
 from ldm.inference.generate_cfw_data import main
 from ldm.inference.networks import Networks
 from ldm.models.diffusion.sampling import Sampling
+from ldm.models.formats import detect
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +210,51 @@ def test_faces_are_degraded_by_their_own_data_set(run: Path) -> None:
     assert torch.equal(frames[0].lq_01, frames[1].lq_01)  # type: ignore[union-attr]  # no str among them, as asserted above
     assert not torch.equal(frames[0].lq_01, frames[2].lq_01)  # type: ignore[union-attr]  # no str among them, as asserted above
     assert frames[0].gt_01.shape == frames[0].lq_01.shape == (3, 32, 32)  # type: ignore[union-attr]  # no str among them, as asserted above
+
+
+def test_a_manifest_goes_on_without_a_look_at_the_files(run: Path, tmp_path: Path) -> None:
+    pictures, output = tmp_path / "pictures", tmp_path / "out"
+    shutil.copytree(run / "pictures", pictures)
+    (pictures / "9.png").write_text("no picture")
+    os.utime(pictures, (0, 0))
+    words = [*command(run, output, "--batch", "1", "--manifest"), "--input", str(pictures)]
+    assert main(words) == 1
+    kept = output / "manifest"
+    assert sorted((kept / "done-0.jsonl").read_text().split()) == [f'"{index}"' for index in range(4)]
+    assert "9.png" in (kept / "failed.txt").read_text()
+    shutil.rmtree(output / "samples")  # nobody looks
+    shutil.copy(pictures / "0.png", pictures / "9.png")
+    os.utime(pictures, (0, 0))
+    assert main(words) == 0 and not (kept / "failed.txt").exists()
+    assert [file.name for file in (output / "samples").iterdir()] == ["9.png"]
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["samples"], summary["asked_for"], summary["made_now"]) == (5, 5, 1)
+    assert main([word for word in words if word != "--manifest"]) == 0  # but here
+    assert len(made(output)) == 20
+    (output / "summary.json").unlink()
+    assert main([*words, "--seed", "7"]) == 2
+
+
+def test_stable_diffusion_and_a_module_make_the_samples_of_the_whole(run: Path, alone: Path, tmp_path: Path) -> None:
+    whole = torch.load(run / "model.ckpt")["state_dict"]
+    added = {key: value for key, value in whole.items() if "spade" in key or "structcond" in key}
+    torch.save(added, tmp_path / "module.ckpt")
+    torch.save({"state_dict": {k: v for k, v in whole.items() if k not in added}}, tmp_path / "sd.ckpt")
+    words = command(run, tmp_path / "out", "--batch", "1")
+    words[words.index(str(run / "model.ckpt"))] = str(tmp_path / "module.ckpt")
+    assert main([*words, "--sd", str(tmp_path / "sd.ckpt")]) == 0
+    assert made(tmp_path / "out") == made(alone)
+
+
+def test_without_a_config_a_variant_says_which_it_is(
+    run: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(detect, "VARIANTS", {"512": str(run / "tiny.yaml"), "768v": "gone.yaml"})
+    words = command(run, tmp_path / "out", "--batch", "1")
+    assert main([*words, "--variant", "512"]) == 2
+    assert "--variant is given without need: a config says it" in capsys.readouterr().err
+    del words[: words.index("--ckpt")]
+    assert main(words) == 2 and "say which it is, 512, 768v" in capsys.readouterr().err
+    assert main([*words, "--variant", "1024"]) == 2 and "--variant is '1024'" in capsys.readouterr().err
+    assert main([*words, "--variant", "512"]) == 0
+    assert made(tmp_path / "out") == made(alone)

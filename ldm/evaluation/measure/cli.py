@@ -15,6 +15,7 @@ from typing import get_args
 from basicsr.utils import checks
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
+from basicsr.utils.retries import RETRIES
 from ldm.console import OneLineParser, configure_logging, exit_status, is_first_process, path_argument, say
 from ldm.evaluation.report.summary import Report, Sampler
 
@@ -44,6 +45,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     weights = "that network's weights (default: the published file in $TORCH_HOME/hub/checkpoints)"
     add("--lpips_weights", metavar="FILE", default="", help=weights)
     add("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, that share the pictures")
+    add("--nodes", type=int, default=1, metavar="N", help="machines, each of which runs this command (default: 1)")
+    retries = f"of reading a picture, where a disk or a network failed (default: {RETRIES})"
+    add("--retries", type=int, default=RETRIES, metavar="N", help=retries)
     add("--out", type=path_argument, required=True, metavar="FOLDER", help="the report, new or to go on with")
     add("--watch", action="store_true", help="go on with new checkpoints until the runs have ended")
     add("--pause", type=float, default=30, metavar="SECONDS", help="between two looks with --watch (default: 30)")

@@ -10,6 +10,7 @@ from pathlib import Path
 from basicsr.utils import checks
 from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import OutputError, write_whole
+from basicsr.utils.retries import check_retries
 from ldm.evaluation.measure.pictures import (
     PicturePair,
     check_border,
@@ -51,6 +52,8 @@ class EvaluationOptions:
     lpips: str = ""  # see `Settings`
     lpips_weights: str = ""
     devices: int = 1
+    nodes: int = 1
+    retries: int = 0  # of a picture whose files could not be read, see `with_retries`
 
 
 @dataclass
@@ -86,9 +89,11 @@ class Evaluation:
         for run in self.runs:
             select_checkpoints(run, options.checkpoints)  # to complain of a mistyped choice before work begins
         self._check_conditions()
-        self._find_pictures()
-        if options.edges:
-            self.pictures = with_edges(self.pictures, options.edges)
+        check_retries(options.retries)
+        self.team = Team.of(options.devices, options.nodes)
+        # One process looks at the pictures for all.
+        found = self.team.together(lambda: self._found_pictures() if self.team.first else None)
+        self.pictures, self.left_out, self.inputs = self.team.agreed(found) or ([], [], "")
         check_border(self.pictures, border)
         self.arms = open_arms(options.also, [run.name for run in self.runs], self.pictures)
         for arm in self.arms:
@@ -96,7 +101,6 @@ class Evaluation:
         for line in self.left_out:
             log.warning("left out: %s", line)
         log.info("%d pictures, %s", len(self.pictures), self.inputs)
-        self.team = Team.of(options.devices)
 
     def __call__(self, *, patient: bool = False) -> Report | None:
         """Compute what is missing and write the report.
@@ -109,14 +113,20 @@ class Evaluation:
             The report; None where there is nothing to report yet, and in all processes but the first.
         """
         records, unreadable = self._records(patient=patient)
-        missing = self.team.agreed([record for record in records if _stored(record) is None])
+        # The first process reads what is there, once: it is what the report is made of.
+        known = [_stored(record) for record in records] if self.team.first else []
+        missing = self.team.agreed([record for record, metrics in zip(records, known, strict=False) if metrics is None])
         log.info("%d results, %d of them to compute", len(records), len(missing))
-        unusable = [*unreadable, *compute(missing, self.team)]
+        unusable = [*unreadable, *compute(missing, self.team, self.options.retries)]
         if not self.team.first:
             return None
         for line in unusable if not patient else []:
             log.warning("left out: %s", line)
-        results = [(record, metrics) for record in records if (metrics := _stored(record)) is not None]
+        results = [
+            (record, metrics)
+            for record, before in zip(records, known, strict=True)
+            if (metrics := _stored(record) if before is None else before) is not None
+        ]
         if patient and not results:
             return None
         report = collect(self.options.out, results, self.settings, self.inputs, [*self.left_out, *unusable])
@@ -152,21 +162,26 @@ class Evaluation:
         if "gt" in chosen:
             log.warning("condition gt is an ORACLE: its models are told the true pictures' edges, which no use has")
 
-    def _find_pictures(self) -> None:
+    def _found_pictures(self) -> tuple[list[PicturePair], list[str], str]:
+        """The pictures, a line for each that is left out, and where the degraded ones are from."""
+        pictures, left_out, inputs = self._pairs()
+        if self.options.edges:
+            pictures = with_edges(pictures, self.options.edges)
+        return pictures, left_out, inputs
+
+    def _pairs(self) -> tuple[list[PicturePair], list[str], str]:
         options = self.options
         if options.lq:
-            self.inputs = f"degraded pictures from {options.lq}"
-            self.pictures, self.left_out = given_pictures(options.data, options.lq, self.settings.sf)
-        elif not self.runs:
-            self.inputs = "not known, for the results were made elsewhere"
-            self.pictures, self.left_out = true_pictures(options.data)
-        else:
-            first = self.runs[0]
-            self.inputs = f"degraded as in training of {first.name}, seed {options.seed}"
-            others = [run.name for run in self.runs[1:] if _degrades_otherwise(run, first)]
-            if others:
-                self.inputs += f" (not as in {', '.join(others)}, which trained with another degradation)"
-            self.pictures, self.left_out = made_pictures(options.data, first.config, options.seed, options.out / "lq")
+            given = given_pictures(options.data, options.lq, self.settings.sf)
+            return *given, f"degraded pictures from {options.lq}"
+        if not self.runs:
+            return *true_pictures(options.data), "not known, for the results were made elsewhere"
+        first = self.runs[0]
+        inputs = f"degraded as in training of {first.name}, seed {options.seed}"
+        others = [run.name for run in self.runs[1:] if _degrades_otherwise(run, first)]
+        if others:
+            inputs += f" (not as in {', '.join(others)}, which trained with another degradation)"
+        return *made_pictures(options.data, first.config, options.seed, options.out / "lq"), inputs
 
     def _records(self, *, patient: bool) -> tuple[list[Record], list[str]]:
         """The places of all results, sorted by arm and checkpoint, and a line for each unreadable checkpoint."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from basicsr.metrics.measure import Lpips
 from basicsr.utils.errors import UserError
 from basicsr.utils.files import OutputError
+from basicsr.utils.retries import with_retries
 from ldm.evaluation.measure.pictures import usable
 from ldm.evaluation.measure.records import Record
 from ldm.evaluation.measure.restore import load_networks
@@ -22,10 +24,11 @@ Weights = tuple[TrainedRun, Checkpoint]  # which may be restored with under seve
 News = Callable[[str | None], None]
 
 
-def compute(missing: Sequence[Record], team: Team) -> list[str]:
+def compute(missing: Sequence[Record], team: Team, retries: int = 0) -> list[str]:
     """Restore and measure what is missing; each process of the team does its share, and all wait for the last one.
 
-    Noise is a function of seed and picture, so who computes what changes nothing.
+    Noise is a function of seed and picture, so who computes what changes nothing. retries: of a picture whose files
+    cannot be read, see `with_retries`.
 
     Returns:
         A line for each checkpoint that cannot be used: it is gone, was written anew, or does not fit its config.
@@ -52,7 +55,7 @@ def compute(missing: Sequence[Record], team: Team) -> list[str]:
             else:
                 problems.append(problem)
 
-        _work(mine, team.device, news)
+        _work(mine, team.device, news, retries)
     return list(dict.fromkeys(problem for part in team.gathered(problems) for problem in part))
 
 
@@ -66,7 +69,7 @@ def _lpips_of(records: Sequence[Record]) -> Lpips | None:
     return Lpips(settings.lpips, settings.lpips_weights) if settings and settings.lpips else None
 
 
-def _work(records: Sequence[Record], device: torch.device, news: News) -> None:
+def _work(records: Sequence[Record], device: torch.device, news: News, retries: int) -> None:
     """Restore and measure these records, which are sorted by checkpoint."""
     lpips = _lpips_of(records)
     loaded: Weights | None = None
@@ -89,8 +92,8 @@ def _work(records: Sequence[Record], device: torch.device, news: News) -> None:
             continue
         try:
             if missing:
-                record.restore(networks if isinstance(source, Trained) else None)
-            record.measure(lpips)
+                with_retries(partial(record.restore, networks if isinstance(source, Trained) else None), retries)
+            with_retries(partial(record.measure, lpips), retries)
             news(None)
         except OutputError:
             raise
