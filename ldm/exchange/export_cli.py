@@ -31,9 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
     # Only now, so that --help and mistakes in the flags need not wait for torch.
     from ldm.evaluation.report.summary import load_report
-    from ldm.exchange.card import model_card
-    from ldm.exchange.export import Options, gather, write
+    from ldm.exchange.figures import figures
     from ldm.models.formats import hub
+    from ldm.models.formats.card import model_card
+    from ldm.models.formats.export import Options, gather, write
 
     if args.push:
         hub.parse(f"hf://{args.push}")
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     facts = {key: value for key in ("licence", "base_model") if (value := getattr(args, key)) is not None}
     weights = gather(args.source, args.base, facts)
     options = Options(args.format, args.dtype, args.ema, args.trained_only, tuple(args.without))
-    card = model_card(args.target.name, weights.facts, report, args.push or "OWNER/NAME")
+    measured = figures(report, weights.facts) if report else ""
+    card = model_card(args.target.name, weights.facts, args.push or "OWNER/NAME", measured)
     for file in write(weights, options, args.target, card):
         say(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
     if args.push:

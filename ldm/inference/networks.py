@@ -41,6 +41,7 @@ class Networks:
     cfw: AutoencoderKLResi | None
     frame: int  # side of the pictures that the model was trained on, pixels
     device: torch.device
+    config: Config | None = None  # that they were built from
 
     @property
     def precision(self) -> str:
@@ -101,7 +102,7 @@ class Networks:
             network.to(device=where, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's overloads lack this combination
         model.first_stage_model.to(where)
         frame = config.get("degradation.gt_size") or model.first_stage_model.config.resolution
-        return cls(model, cfw, frame, where)
+        return cls(model, cfw, frame, where, config)
 
 
 def chosen_device(name: str) -> torch.device:

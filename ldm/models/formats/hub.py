@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # A Path makes one slash of two.
 PATTERN = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<path>[^@]+?))?/?(?:@(?P<revision>.+))?")
 WEIGHTS = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+MESSAGE = "Weights of StableSR-Edge"
 CONFIG = "config.json"  # of a page that this project wrote
 LFS_SHA256 = re.compile("[0-9a-f]{64}")  # the name of a large file in the cache; small ones have 40 digits
 
@@ -75,17 +76,19 @@ def fetch(text: str) -> Path:
         return _folder(library, where, _names(library, where))
 
 
-def push(folder: Path, repo: str, *, private: bool = False) -> str:
+def push(folder: Path, repo: str, *, private: bool = False, message: str = MESSAGE, revision: str | None = None) -> str:
     """Make the page `repo`, where there is none yet, and bring all files of `folder` there; returns its address.
 
+    revision: the branch that they come to; it is there already.
+
     Raises:
-        UserError: no login, no permission, no connection, or no huggingface_hub.
+        UserError: no login, no permission, no such branch, no connection, or no huggingface_hub.
     """
-    where = parse(f"hf://{repo}")
+    where = Reference(parse(f"hf://{repo}").repo, "", revision)
     api = client().HfApi()
     with explained(where):
         page: str = str(api.create_repo(where.repo, private=private, exist_ok=True))
-        api.upload_folder(repo_id=where.repo, folder_path=str(folder), commit_message="Weights of StableSR-Edge")
+        api.upload_folder(repo_id=where.repo, folder_path=str(folder), commit_message=message, revision=revision)
     return page
 
 

@@ -1,5 +1,6 @@
-"""A server on 127.0.0.1 that speaks as much of the hub's protocol as reading weights needs."""
+"""A server on 127.0.0.1 that speaks as much of the hub's protocol as reading and bringing weights needs."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -18,7 +19,7 @@ REVISIONS = ("main", "v1", COMMIT)
 class Page:
     """A model page: its files, and what goes wrong with it."""
 
-    files: Mapping[str, bytes]
+    files: dict[str, bytes]
     status: int = 200  # 401: private; 403 with "gated": consent is asked for; 500: broken
     error: str = ""  # the hub's name for it
     wrong_hash: bool = False
@@ -26,6 +27,10 @@ class Page:
     cuts: int = 0  # how many transfers are cut; -1: all
     asked: list[str] = field(default_factory=list)  # "METHOD path range"
     authorised: list[str] = field(default_factory=list)
+    read_only: bool = False
+    visibility: str = ""  # as it was asked for
+    commits: list[str] = field(default_factory=list)  # "revision: message"
+    large: dict[str, bytes] = field(default_factory=dict)  # by checksum: what came in transfers of its own
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -67,6 +72,61 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "api":
             return self.listing(page, words)
         return self.resolved(page, words)
+
+    def do_POST(self) -> None:
+        words = unquote(self.path.partition("?")[0]).strip("/").split("/")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if words == ["api", "validate-yaml"]:
+            return self.json({"warnings": [], "errors": []})
+        if words == ["api", "repos", "create"]:
+            return self.created(json.loads(body))
+        words = words[2:] if words[0] == "api" else words
+        page = self.server.pages["/".join(words[:2]).removesuffix(".git")]
+        if page.read_only:
+            return self.answer(403, {"X-Error-Message": "no"})
+        if words[2] == "preupload":
+            return self.json({"files": [_upload(file["path"]) for file in json.loads(body)["files"]]})
+        if words[2] == "info":  # and lfs/objects/batch
+            objects = [self.accepted(page, file) for file in json.loads(body)["objects"]]
+            return self.json({"transfer": "basic", "objects": objects})
+        return self.committed(page, words[3], [json.loads(line) for line in body.splitlines()])
+
+    def do_PUT(self) -> None:
+        """A large file arrives."""
+        _, owner, name, digest = self.path.strip("/").split("/")
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        right = hashlib.sha256(data).hexdigest() == digest
+        self.server.pages[f"{owner}/{name}"].large[digest] = data
+        self.answer(200 if right else 400)
+
+    def json(self, content: Any, status: int = 200) -> None:
+        self.answer(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
+
+    def created(self, asked: Mapping[str, str]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if not self.headers.get("Authorization"):
+            return self.answer(401, {"X-Error-Message": "Invalid username or password."})
+        there = name in self.server.pages
+        self.server.pages.setdefault(name, Page({}, visibility=asked.get("visibility", "")))
+        told = {"url": f"http://127.0.0.1:{self.server.server_port}/{name}"}
+        return self.json(told, status=409 if there else 200)
+
+    def accepted(self, page: Page, file: Mapping[str, Any]) -> dict[str, Any]:
+        """Where a large file is to go."""
+        address = f"http://localhost:{self.server.server_port}/put/{self.server.name_of(page)}/{file['oid']}"
+        return {"oid": file["oid"], "size": file["size"], "actions": {"upload": {"href": address, "header": {}}}}
+
+    def committed(self, page: Page, revision: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                page.commits.append(f"{revision}: {value['summary']}")
+            elif line["key"] == "file":
+                page.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                page.files[value["path"]] = page.large[value["oid"]]
+        place = f"http://127.0.0.1:{self.server.server_port}/{self.server.name_of(page)}"
+        self.json({"commitUrl": f"{place}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def listing(self, page: Page, words: list[str]) -> None:
         if words[2:3] == ["tree"]:
@@ -110,14 +170,22 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(206 if asked else 200, headers, part)
 
 
+def _upload(path: str) -> dict[str, Any]:
+    """How the hub wants a file: weights in a transfer of their own."""
+    return {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular", "shouldIgnore": False}
+
+
 class Server(ThreadingHTTPServer):
-    def __init__(self, pages: Mapping[str, Page]) -> None:
+    def __init__(self, pages: dict[str, Page]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.pages = pages
 
+    def name_of(self, page: Page) -> str:
+        return next(name for name, each in self.pages.items() if each is page)
+
 
 @contextmanager
-def serving(pages: Mapping[str, Page]) -> Iterator[str]:
+def serving(pages: dict[str, Page]) -> Iterator[str]:
     """Serve pages by their `owner/name`; yields the address."""
     server = Server(pages)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -78,10 +78,11 @@ def gather(source: str, base: str | None = None, facts: Mapping[str, str] | None
         told["step"] = str(content["global_step"])
     if run and (settings := run.parent / "run.yaml").is_file():
         told["seed"] = str((yaml.safe_load(settings.read_text()) or {}).get("seed"))
-    return Weights(state, config, {**told, **(_facts_of(config) if config else {}), **(facts or {})})
+    return Weights(state, config, {**told, **(facts_of(config) if config else {}), **(facts or {})})
 
 
-def _facts_of(config: Config) -> dict[str, str]:
+def facts_of(config: Config) -> dict[str, str]:
+    """What a config tells of weights: their edge options, what training started from, and the licence of that."""
     params: Mapping[str, Any] = config.get("model.params", {})
     edge = {key: value for key, value in params.items() if key.startswith(EDGE_KEYS)}
     facts = {"edge_options": json.dumps(edge)} if edge else {}
@@ -101,6 +102,8 @@ def public_config(config: Config) -> dict[str, Any]:
     values = {"model": {"target": model.get("target"), "params": params}, "sf": config.get("sf", 4)}
     if (side := config.get("degradation.gt_size")) is not None:
         values["degradation"] = {"gt_size": side}
+    if (steps := config.get("sampling_steps")) is not None:
+        values["sampling_steps"] = steps
     return values
 
 
