@@ -45,6 +45,28 @@ def test_slurm_asks_to_be_queued_again_only_when_all_is_saved(tmp_path: Path) ->
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
 
 
+@pytest.mark.parametrize(
+    ("told", "node", "status"),
+    [("75", 0, REQUEUE), ("0", 0, 0), ("0", 1, REQUEUE), ("", 0, 1), ("", 1, 1), ("2", 0, 2)],
+)
+def test_torchrun_asks_to_be_started_again_only_when_all_is_saved(
+    tmp_path: Path, told: str, node: int, status: int
+) -> None:
+    """`python`, which would be torchrun, passes the signal on, has the training tell of its end, and says 1."""
+    at_signal = f'printf "%s" "{told}" > "$STATUS_FILE"; exit 1'
+    stand_in = f"trap '{at_signal}' TERM\necho ready\nwhile :; do sleep 0.1; done\n"
+    (tmp_path / "python").write_text(f"#!/bin/bash\n{stand_in}")
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "GPUS": "2", "PYTHON": str(tmp_path / "python"), "NODE_RANK": str(node)}
+    environment |= {"TMPDIR": str(tmp_path)}
+    command = ["bash", str(SCRIPTS / "torchrun.sh"), *WORDS]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout is not None and script.stdout.readline() == "ready\n"
+        script.send_signal(signal.SIGUSR1)
+        assert script.wait(timeout=60) == status
+    assert [file.name for file in tmp_path.iterdir()] == ["python"]  # nothing stays behind
+
+
 def test_torchrun_trains_in_one_folder_and_goes_on_after_a_signal(tmp_path: Path) -> None:
     write_tiny_run(tmp_path)
     (tmp_path / "main.py").symlink_to(ROOT / "main.py")
