@@ -129,7 +129,7 @@ def third_party(places: tuple[str, ...]) -> dict[str, str]:
             ("basicsr/**/*.py", "ldm/**/*.py", "main.py"),
             ("app", "hub", "lmdb", "remote"),
         ),  # the page and what reads from elsewhere, which are loaded when they are asked for
-        (("scripts/**/*.py", "examples/**/*.py", "benchmarks/**/*.py"), ("demo", "app", "real-esrgan")),
+        (("scripts/**/*.py", "examples/**/*.py", "benchmarks/**/*.py"), ("demo", "app", "real-esrgan", "diffusers")),
         (("tests/**/*.py",), (*INSTALLED_GROUPS, "browser", "diffusers")),
     ],
     ids=["library", "scripts", "tests"],
