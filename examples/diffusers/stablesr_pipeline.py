@@ -95,10 +95,10 @@ class StableSRPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
             spade.load_state_dict(_part(state, f"{UNET}{name}."), assign=True)
             convolution = places[id(ours[name.removesuffix("spade") + BRANCH_END])].removesuffix(".weight")
             block = self.unet.get_submodule(convolution.rpartition(".")[0])
-            block.spade = spade
+            block.spade = spade.to(self.unet.device, self.unet.dtype).requires_grad_(requires_grad=False)
             block.conv2.register_forward_hook(self._modulated(spade))
-        self.unet.structure_encoder = encoder
-        self.unet.to(dtype=self.unet.dtype, device=self.unet.device).requires_grad_(requires_grad=False)
+        encoder.to(self.unet.device, self.unet.dtype).requires_grad_(requires_grad=False)
+        self.unet.structure_encoder = encoder.eval()
 
     def _modulated(self, spade: SPADE) -> Any:
         return lambda convolution, inputs, output: spade(output, self._features)

@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from basicsr.utils.errors import UserError
 from ldm.models.formats.diffusers_folder import lacking
 from ldm.models.formats.diffusers_keys import StateDict as StateDict
+from ldm.models.formats.reading import FROZEN as FROZEN
 from ldm.models.formats.reading import Source, named, read_state_dict
 from ldm.models.initial_values import refuse_if_skipped
 
 log = logging.getLogger(__name__)
-
-# Where a state dict has the digest of the frozen parts that it leaves out: see `frozen_parts`.
-FROZEN = "frozen_parts"
 
 
 def take_prefix(state: StateDict, prefix: str) -> StateDict:

@@ -15,7 +15,7 @@ from ldm.models.autoencoder import AutoencoderKLResi
 from ldm.models.formats.detect import DEMO, VARIANTS, Shapes, expected_shapes, header, matching, sees_edges
 from ldm.models.formats.diffusers_folder import holds_weights
 from ldm.models.formats.files import read_content
-from ldm.models.formats.reading import Source, named, places, read_state_dict
+from ldm.models.formats.reading import FROZEN, Source, named, places, read_state_dict
 
 FIRST_STAGE = "first_stage_model."
 # What a checkpoint may consist of, in the order of the table; a key belongs to the first that takes it.
@@ -74,9 +74,8 @@ def describe(source: Source) -> Description:
     parts = _parts(state, _expected(shapes, config))
     paths = places(source)
     says = {key: value for path in paths for key, value in _says(path).items()}
-    return Description(
-        named(source), _kind(shapes, parts, config), ", ".join(map(_form, paths)), parts, says, _uses(parts, config)
-    )
+    form, uses = ", ".join(map(_form, paths)), _uses(shapes, parts, config)
+    return Description(named(source), _kind(shapes, parts, config), form, parts, says, uses)
 
 
 def part_of(key: str) -> str:
@@ -143,10 +142,12 @@ def _kind(shapes: Shapes, parts: Mapping[str, Part], config: str | None) -> str:
     )
     edges = ", with edges as a condition (8 input channels)" if sees_edges(shapes) else ""
     variant = " for 512, 768v or turbo (the same keys and shapes)" if config == VARIANTS["512"] else ""
+    if FROZEN in shapes:
+        return f"what a run trained, without the rest (save_trainable_only){variant}{size}{edges}"
     if has >= {"U-Net", *ADDED}:
         return f"StableSR, stage 1{variant}{size}{edges}"
     if "U-Net" not in has and has & set(ADDED):
-        return f"what StableSR adds to Stable Diffusion alone (a module, or a run's trained part){variant}{size}{edges}"
+        return f"what StableSR adds to Stable Diffusion alone (a module){variant}{size}{edges}"
     if "U-Net" in has:
         width = next((shape[1] for key, shape in shapes.items() if CONTEXT.fullmatch(key)), 0)
         family = FAMILIES.get(width, "a diffusion model")
@@ -159,7 +160,7 @@ def _kind(shapes: Shapes, parts: Mapping[str, Part], config: str | None) -> str:
     return "a text encoder" if "text encoder" in has else "no model that this project knows"
 
 
-def _uses(parts: Mapping[str, Part], config: str | None) -> dict[str, str]:
+def _uses(shapes: Shapes, parts: Mapping[str, Part], config: str | None) -> dict[str, str]:
     """What it may be given for, and what is missing for that."""
 
     def lacks(*names: str) -> list[str]:
@@ -181,6 +182,8 @@ def _uses(parts: Mapping[str, Part], config: str | None) -> dict[str, str]:
         "ckpt_path of stage 1's training": answer(base),
         "ckpt_path of CFW's training": answer(lacks("autoencoder")),
     }
+    if FROZEN in shapes:
+        uses["upscale --ckpt"] = "yes, with the run's config, whose ckpt_path names the rest"
     return uses
 
 

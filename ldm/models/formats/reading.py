@@ -11,6 +11,9 @@ from ldm.models.formats.files import read_file
 # A file, a folder in diffusers' layout, or hf://owner/name; or several of them, of which the later ones win.
 Source = str | Path | Sequence[str | Path]
 
+# Where a state dict has the digest of the frozen parts that it leaves out: see `frozen_parts`.
+FROZEN = "frozen_parts"
+
 
 def read_state_dict(source: Source, *, values: bool = True) -> StateDict:
     """The tensors at `source` under our names, on the CPU, memory-mapped where the form allows it.

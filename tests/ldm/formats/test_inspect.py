@@ -64,6 +64,16 @@ KINDS: dict[str, tuple[Shapes, str, Iterable[str]]] = {
     "CFW": (CFW, "a second-stage autoencoder (CFW)", {"upscale --cfw_ckpt", "ckpt_path of CFW's training"}),
     "CFW alone": (only(CFW, "fusion_layer"), "the layers of CFW alone", {"upscale --cfw_ckpt"}),
     "an autoencoder": (without(CFW, "fusion_layer"), "an autoencoder", {"ckpt_path of CFW's training"}),
+    "a run's trained part": (
+        MODULE | {"frozen_parts": [16]},
+        "what a run trained, without the rest (save_trainable_only) for 512, 768v or turbo",
+        (),
+    ),
+    "a trained U-Net": (
+        without(STAGE_1, "first_stage_model", "cond_stage_model") | {"frozen_parts": [16]},
+        "what a run trained, without the rest (save_trainable_only)",
+        (),
+    ),
     "another model": ({"head.weight": [3, 3]}, "no model that this project knows", ()),
 }
 
@@ -83,6 +93,11 @@ def test_a_module_goes_with_stable_diffusion(tmp_path: Path) -> None:
     files = [sparse(tmp_path / "sd.safetensors", STABLE_DIFFUSION), sparse(tmp_path / "m.safetensors", MODULE)]
     assert describe(files[1]).uses["upscale --ckpt"].endswith("with --sd STABLE_DIFFUSION yes")
     assert describe(files).uses["upscale --ckpt"] == "yes"
+
+
+def test_what_a_run_trained_goes_with_its_config(tmp_path: Path) -> None:
+    found = describe(sparse(tmp_path / "a.safetensors", KINDS["a run's trained part"][0]))
+    assert found.uses["upscale --ckpt"] == "yes, with the run's config, whose ckpt_path names the rest"
 
 
 def test_a_hole_and_another_family(tmp_path: Path) -> None:
