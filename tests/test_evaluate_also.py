@@ -1,6 +1,7 @@
 """Evaluation beside and without runs: folders of restored pictures as arms, and what becomes of damaged files."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,3 +227,26 @@ def test_comparing_needs_no_torch(here: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "page: report/report.html" in done.stdout, done.stderr
     assert Path("report/report.html").read_text() == page
+
+
+def test_what_a_disk_holds_back_once_is_read_again(here: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, left = Path.open, 0
+
+    def erring(path: Path, *words: Any, **options: Any) -> Any:
+        nonlocal left
+        if path.name == "cup0.png" and left:
+            left -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *words, **options)
+
+    monkeypatch.setattr(Path, "open", erring)
+    monkeypatch.setattr("basicsr.utils.retries.PAUSE", 0.01)
+    words = ["--also", "bicubic", "--data", "data", "--lq", "lq", "--out"]
+    left = 1
+    assert evaluate([*words, "without", "--retries", "0"]) == 0
+    assert "left out: data/cup0.png: cannot be read as a picture (Input/output error)" in capsys.readouterr().err
+    left = 2
+    assert evaluate([*words, "with"]) == 0
+    said = capsys.readouterr()
+    assert "tried again (2 of 2)" in said.err and "left out" not in said.err
+    assert len(rows("with/results.csv")) == len(rows("without/results.csv")) + 1 == 3

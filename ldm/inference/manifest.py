@@ -10,7 +10,6 @@ Lines are JSON, for a file's name may hold whatever ends a line.
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -23,6 +22,7 @@ from basicsr.utils.files import OutputError, write_whole
 
 log = logging.getLogger(__name__)
 FOLDER = "manifest"
+FILES = ("jobs.jsonl", "made_from.txt", "failed.txt")
 UNSURE = 0  # in place of a folder's time of change: it is looked through again
 SETTLED = 2 * 10**9  # nanoseconds: what was changed later than so long ago may have changed again unseen
 
@@ -119,8 +119,9 @@ class Manifest:
         return file
 
     def clear(self) -> None:
-        """Forget all."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget all; results that lie in a folder of this name stay."""
+        for file in (*self.folder.glob("done-*.jsonl"), *(self.folder / name for name in FILES)):
+            file.unlink(missing_ok=True)
 
 
 def _unchanged(folder: str, changed: int) -> bool:

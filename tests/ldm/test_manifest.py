@@ -115,7 +115,10 @@ def test_results_of_other_settings_are_not_gone_on_with(work: Work) -> None:
     manifest.check("these")
     with pytest.raises(FieldError, match="made with other settings or weights: choose another one, or overwrite them"):
         Manifest(work.output).check("those")
+    manifest.done("a.png")
+    (work.output / "manifest/result.png").write_bytes(b"")  # of an input in a folder that is called so
     manifest.clear()
+    assert [file.name for file in (work.output / "manifest").iterdir()] == ["result.png"]
     Manifest(work.output).check("those")
 
 

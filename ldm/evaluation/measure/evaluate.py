@@ -172,16 +172,17 @@ class Evaluation:
     def _pairs(self) -> tuple[list[PicturePair], list[str], str]:
         options = self.options
         if options.lq:
-            given = given_pictures(options.data, options.lq, self.settings.sf)
+            given = given_pictures(options.data, options.lq, self.settings.sf, options.retries)
             return *given, f"degraded pictures from {options.lq}"
         if not self.runs:
-            return *true_pictures(options.data), "not known, for the results were made elsewhere"
+            return *true_pictures(options.data, options.retries), "not known, for the results were made elsewhere"
         first = self.runs[0]
         inputs = f"degraded as in training of {first.name}, seed {options.seed}"
         others = [run.name for run in self.runs[1:] if _degrades_otherwise(run, first)]
         if others:
             inputs += f" (not as in {', '.join(others)}, which trained with another degradation)"
-        return *made_pictures(options.data, first.config, options.seed, options.out / "lq"), inputs
+        made = made_pictures(options.data, first.config, options.seed, options.out / "lq", options.retries)
+        return *made, inputs
 
     def _records(self, *, patient: bool) -> tuple[list[Record], list[str]]:
         """The places of all results, sorted by arm and checkpoint, and a line for each unreadable checkpoint."""

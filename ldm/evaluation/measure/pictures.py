@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.files import digest, whole_file
 from basicsr.utils.img_util import as_01, read_rgb
 from basicsr.utils.ranges import to_u8
+from basicsr.utils.retries import with_retries
 from basicsr.utils.rng import numpy_rng, torch_rng
 from ldm.config import Config
 from ldm.inference.edges import SUFFIX
@@ -50,25 +52,25 @@ class Frames:
     gt_01: Tensor
 
 
-def true_pictures(data: str) -> tuple[list[PicturePair], list[str]]:
-    """The pictures below `data`, without partners, and what is left out.
+def true_pictures(data: str, retries: int = 0) -> tuple[list[PicturePair], list[str]]:
+    """The pictures below `data`, without partners, and what is left out; for `retries` see `with_retries`.
 
     Raises:
         UserError: a missing folder or no picture.
     """
-    readable, left_out = _readable(data)
+    readable, left_out = _readable(data, retries)
     pictures = [PicturePair(name, gt, None, file_identity(gt), "") for name, gt in readable.items()]
     return _some(pictures, data, left_out), left_out
 
 
-def given_pictures(data: str, lq_folder: str, sf: int) -> tuple[list[PicturePair], list[str]]:
+def given_pictures(data: str, lq_folder: str, sf: int, retries: int = 0) -> tuple[list[PicturePair], list[str]]:
     """The pictures below `data` with their partners of the same name below `lq_folder`, and what is left out.
 
     Raises:
         UserError: a missing folder, no picture, a picture without a partner, or a partner of another size.
     """
     partners = pictures_by_name(lq_folder, "lq")
-    readable, left_out = _readable(data)
+    readable, left_out = _readable(data, retries)
     missing = [name for name in readable if name not in partners]
     if missing:
         raise FieldError(
@@ -80,7 +82,7 @@ def given_pictures(data: str, lq_folder: str, sf: int) -> tuple[list[PicturePair
     for name, gt in readable.items():
         picture = PicturePair(name, gt, partners[name], file_identity(gt), file_identity(partners[name]))
         try:
-            read_rgb(partners[name])
+            with_retries(partial(read_rgb, partners[name]), retries)
         except UserError as error:
             left_out.append(str(error))
             continue
@@ -89,7 +91,9 @@ def given_pictures(data: str, lq_folder: str, sf: int) -> tuple[list[PicturePair
     return _some(pictures, data, left_out), left_out
 
 
-def made_pictures(data: str, config: Config, seed: int, folder: Path) -> tuple[list[PicturePair], list[str]]:
+def made_pictures(
+    data: str, config: Config, seed: int, folder: Path, retries: int = 0
+) -> tuple[list[PicturePair], list[str]]:
     """The pictures below `data` with partners that a run's degradation makes, kept in `folder`; and what is left out.
 
     Kernels, noise and all other choices are functions of the seed and the picture's name. Two things differ from
@@ -99,7 +103,7 @@ def made_pictures(data: str, config: Config, seed: int, folder: Path) -> tuple[l
     Raises:
         UserError: a missing folder, no picture, or a config whose degradation cannot be used.
     """
-    readable, left_out = _readable(data)
+    readable, left_out = _readable(data, retries)
     options = {**config.get("degradation", {}), "gt_size": None, "no_degradation_prob": 0.0}
     pipeline = DegradationPipeline(DegradationConfig.from_mapping(options, sf=config.get("sf", 4), use_usm=False))
     kernels = _kernel_source(config, data)
@@ -202,12 +206,12 @@ def pictures_by_name(folder: str, field: str) -> dict[str, Path]:
     return by_name(field, Path(folder))
 
 
-def _readable(data: str) -> tuple[dict[str, Path], list[str]]:
+def _readable(data: str, retries: int) -> tuple[dict[str, Path], list[str]]:
     """The pictures below `data` that can be read, by name, and a line for each that cannot."""
     readable, left_out = {}, []
     for name, path in pictures_by_name(data, "data").items():
         try:
-            height, width = read_rgb(path).shape[:2]
+            height, width = with_retries(partial(read_rgb, path), retries).shape[:2]
             if min(height, width) < MIN_SIDE:
                 raise UserError(f"{path}: it is {width} x {height} pixels: each side must be {MIN_SIDE} or more")
             readable[name] = path
