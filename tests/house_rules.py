@@ -21,7 +21,7 @@ LIGHTNING_ROOMS = (
 )
 # Floors of ldm/models/diffusion: a file may import from floors below its own, and above the ground from its own.
 FLOORS = (
-    {"schedule", "first_stage", "conditioning", "checkpoint", "tiling", "reference", "compute"},
+    {"schedule", "first_stage", "conditioning", "checkpoint", "tiling", "reference", "compute", "latent_pool"},
     {"process", "edge_condition", "frozen_parts"},
     {"training_loss", "sampling", "guidance"},
     {"edge_term", "last_value"},
