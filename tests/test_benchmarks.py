@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from basicsr.utils.errors import UserError
-from benchmarks import block, compare, loss_curves, machine, step, tables
+from benchmarks import block, compare, loader, loss_curves, machine, step, tables
 from benchmarks.case import Case
 from benchmarks.networks import ROOT
 from benchmarks.results import SAME, Results, difference
@@ -221,3 +221,9 @@ def test_a_curve_is_read_from_a_run_s_metrics(tmp_path: Path) -> None:
     )
     curve = loss_curves.curve_of(tmp_path)
     assert curve == {"train": [0.5, 0.4], "seconds": [1, 2], "cpu": [2, 4], "validation": {2: 0.45}}
+
+
+def test_the_loader_is_told_by_number_of_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert loader.main(["--size", "tiny", "--work", str(tmp_path), "--workers", "0", "1", "--pictures", "6"]) == 0
+    told = capsys.readouterr().out
+    assert "| 0 | " in told and "| 1 | " in told and "to read and decode the file" in told
