@@ -29,7 +29,6 @@ from basicsr.data.degradation_pipeline import (
     DegradationPipeline,
     Stage,
     _randomly_resized,
-    _resized,
     _scaled,
 )
 from basicsr.data.degradations import add_gaussian_noise, uniform_per_sample
@@ -44,6 +43,12 @@ from ldm.config import load_config
 
 CONFIG = "configs/stableSRNew/v2-finetune_text_T_512.yaml"
 Degrade = Callable[[Tensor, Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+
+
+def resized(img: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    """(B, C, H, W) at `size`, interpolated also where it has that size."""
+    made: Tensor = F.interpolate(img, size=tuple(size), mode=str(mode))
+    return made
 
 
 def filtered(img: Tensor, kernel: Tensor) -> Tensor:
@@ -149,9 +154,9 @@ class PublishedDegradation:
         jpeg_last = host.random() < 0.5
         if not jpeg_last:
             img = self._saved(img, second, rng)
-        img = filtered(_resized(img, _scaled(size, 1, config.sf), host.choice(RESIZE_MODES)), sinc_kernel)
+        img = filtered(resized(img, _scaled(size, 1, config.sf), host.choice(RESIZE_MODES)), sinc_kernel)
         img = self._saved(img, second, rng) if jpeg_last else img
-        return _resized(rounded_01(img), size, "bicubic").clamp(0, 1), gt_01
+        return resized(rounded_01(img), size, "bicubic").clamp(0, 1), gt_01
 
     @staticmethod
     def _noisy(img: Tensor, stage: Stage, host: np.random.Generator, rng: torch.Generator) -> Tensor:

@@ -3,8 +3,8 @@
     python benchmarks/tables.py [--check]
 
 A block that begins with <!-- benchmark TABLE FILE --> and ends with <!-- end --> holds that table of that file of
-results (machine, steps, hardware, growth, operators). --check changes nothing: status 1 where a page does not say what
-its files say.
+results (machine, steps, hardware, growth, operators, losses). --check changes nothing: status 1 where a page does not
+say what its files say.
 """
 
 import argparse
@@ -182,12 +182,50 @@ def operators_table(content: Content) -> str:
     return markdown(["", "size, pixels", "side", "operators by their own time"], rows)
 
 
+def losses_table(content: Content) -> str:
+    """Of `loss_curves.py`: validation losses at equal steps and at equal time, and what bf16 changes."""
+    arms, steps = content["arms"], content["steps"]
+    whole = arms["fp32"]["seconds"][-1]
+    parts = [(share, f"{name} of ") for share, name in ((0.25, "a quarter"), (0.5, "half"), (1.0, "all"))]
+    head = [
+        "",
+        "s a step",
+        *(f"{name}{steps} steps" for _, name in parts),
+        *(f"{name}{whole:.0f} s" for _, name in parts),
+    ]
+    rows = []
+    for name, arm in arms.items():
+        by_step = {int(step): loss for step, loss in arm["validation"].items()}
+        done = [sum(spent <= share * whole for spent in arm["seconds"]) for share, _ in parts]
+        reached = [[share * steps for share, _ in parts], done]
+        losses = [optional(_last(by_step, step), ".4f") for kind in reached for step in kind]
+        rows.append([name, measure(arm["seconds"][steps - 1] / steps), *losses])
+    return "\n".join([markdown(head, rows), *_bf16_lines(content)])
+
+
+def _last(by_step: dict[int, float], step: float) -> float | None:
+    """The last of the losses until a step."""
+    return by_step[max(known)] if (known := [each for each in by_step if each <= step]) else None
+
+
+def _bf16_lines(content: Content) -> list[str]:
+    """Training losses of bf16 against fp32, and how near pictures are."""
+    if "psnr" not in content:
+        return []
+    pairs = zip(*(content["arms"][name]["train"][: content["steps"]] for name in ("fp32", "bf16")), strict=True)
+    apart = [abs(half - full) / abs(full) for full, half in pairs]
+    told = (f"{name} {min(found):.1f} to {max(found):.1f} dB" for name, found in content["psnr"].items())
+    line = f"bf16 against fp32, over {len(apart)} steps: the training loss differs by {max(apart):.1%} at most, "
+    return ["", f"{line}{statistics.mean(apart):.1%} on average; pictures: {', '.join(told)}."]
+
+
 TABLES: dict[str, Callable[[Content], str]] = {
     "machine": machine_line,
     "steps": steps_table,
     "hardware": hardware_table,
     "growth": growth_table,
     "operators": operators_table,
+    "losses": losses_table,
 }
 
 

@@ -75,7 +75,7 @@ _EDGE = (
     "warmup_steps", "max_timestep", "min_snr", "crop", "crop_by", "target", "operator", "dilate", "base_weight",
     "normalize", "loss_type", "grad_ratio_every", "decoder_checkpoint",
 )  # fmt: skip
-_COMPUTE = ("frozen_dtype", "channels_last", "compile", "fused_adamw", "tf32", "draws_per_pair")
+_COMPUTE = ("frozen_dtype", "channels_last", "compile", "fused_adamw", "tf32", "draws_per_pair", "pool")
 _LOSS = ("loss_type", "l_simple_weight", "original_elbo_weight", "logvar_init")
 # Arguments that are blocks of options: flat name -> (block, name in it).
 FOLDED: Mapping[str, Mapping[str, tuple[str, str]]] = dict.fromkeys(

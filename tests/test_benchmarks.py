@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from basicsr.utils.errors import UserError
-from benchmarks import block, compare, machine, step, tables
+from benchmarks import block, compare, loader, loss_curves, machine, step, tables
 from benchmarks.case import Case
 from benchmarks.networks import ROOT
 from benchmarks.results import SAME, Results, difference
@@ -196,3 +196,34 @@ def test_results_of_another_machine_are_not_completed(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(CONTENT))
     with pytest.raises(UserError, match="this is"):
         Results.at(tmp_path / "a.json", machine.machine_of("cpu"))
+
+
+def test_losses_are_told_at_equal_steps_and_at_equal_time() -> None:
+    def arm(seconds: float, steps: int, first: float) -> dict[str, Any]:
+        validation = {str(step): first - step / 100 for step in range(2, steps + 1, 2)}
+        return {
+            "train": [first] * steps,
+            "seconds": [seconds * s for s in range(1, steps + 1)],
+            "validation": validation,
+        }
+
+    content = {"steps": 8, "arms": {"fp32": arm(1, 8, 0.5), "bf16": arm(0.5, 16, 0.51)}, "psnr": {"made": [60, 70]}}
+    head, _, *rows, _, line = tables.losses_table(content).splitlines()
+    assert "half of 8 steps" in head and "all of 8 s" in head
+    assert rows[0] == "| fp32 | 1 | 0.4800 | 0.4600 | 0.4200 | 0.4800 | 0.4600 | 0.4200 |"
+    assert rows[1] == "| bf16 | 0.5 | 0.4900 | 0.4700 | 0.4300 | 0.4700 | 0.4300 | 0.3500 |"
+    assert "differs by 2.0% at most, 2.0% on average; pictures: made 60.0 to 70.0 dB." in line
+
+
+def test_a_curve_is_read_from_a_run_s_metrics(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(
+        "step,train/loss,curve/seconds,curve/cpu,curve/loss\n0,0.5,1,2,\n1,0.4,2,4,0.45\n1,,,,\n"
+    )
+    curve = loss_curves.curve_of(tmp_path)
+    assert curve == {"train": [0.5, 0.4], "seconds": [1, 2], "cpu": [2, 4], "validation": {2: 0.45}}
+
+
+def test_the_loader_is_told_by_number_of_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert loader.main(["--size", "tiny", "--work", str(tmp_path), "--workers", "0", "1", "--pictures", "6"]) == 0
+    told = capsys.readouterr().out
+    assert "| 0 | " in told and "| 1 | " in told and "to read and decode the file" in told

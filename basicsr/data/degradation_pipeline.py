@@ -202,8 +202,9 @@ class DegradationPipeline:
         return self._compressed(img, stage, rng) if jpeg_last else img
 
     def _compressed(self, img: Tensor, stage: Stage, rng: torch.Generator) -> Tensor:
+        """In place: `img` is the caller's to give."""
         quality = uniform_per_sample(img, stage.jpeg_range, rng).flatten()
-        compressed: Tensor = self._jpeg.to(img.device)(img.clamp(0, 1), quality)
+        compressed: Tensor = self._jpeg.to(img.device)(img.clamp_(0, 1), quality)
         return compressed
 
     def _cropped(
@@ -237,5 +238,7 @@ def _scaled(size: Sequence[int], scale: float, sf: int) -> tuple[int, int]:
 
 def _resized(img: Tensor, size: Sequence[int], mode: str) -> Tensor:
     """Without anti-aliasing: the aliasing of careless tools is part of what is imitated."""
+    if img.shape[-2:] == tuple(size):  # every mode then gives the picture itself, to the bit
+        return img
     resized: Tensor = F.interpolate(img, size=tuple(size), mode=str(mode))
     return resized

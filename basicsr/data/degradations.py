@@ -54,6 +54,9 @@ def _shot_noise(img_01: Tensor, rng: torch.Generator) -> Tensor:
 
 def _photons_at_white(levels: Tensor) -> Tensor:
     """(B, 1, 1, 1): for each sample, its number of distinct grey levels rounded up to a power of two."""
-    found = torch.zeros(len(levels), 256, dtype=torch.bool, device=levels.device)
-    found.scatter_(1, levels.flatten(1).long(), True)
+    if levels.device.type == "cpu":  # on a GPU to count is a wait
+        found = torch.stack([torch.bincount(each, minlength=256) > 0 for each in levels.flatten(1)])
+    else:
+        found = torch.zeros(len(levels), 256, dtype=torch.bool, device=levels.device)
+        found.scatter_(1, levels.flatten(1).long(), True)
     return torch.exp2(found.sum(1).log2().ceil())[:, None, None, None]

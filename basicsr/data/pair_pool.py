@@ -5,8 +5,8 @@ keeps `size` finished pairs and exchanges random ones for those of each new batc
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,27 +54,41 @@ class Pair:
         return Pair(self.lq_pm1[window], self.gt_pm1[window], self.paths, edge_01)
 
 
+class Samples(Protocol):
+    """A dataclass of tensors, each (B, ...), and the B files that they came from: pairs, or what is made of them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def paths(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+
+Batch = TypeVar("Batch", bound=Samples)
+
+
 class PairPool:
     """Holds `size` samples on the batches' device; 0 means no pool: every batch comes back as it is.
 
-    What is drawn depends on (seed, rank, number of calls) alone.
+    What is drawn depends on (seed, rank, stage, number of calls) alone. stage: which of several pools in a row it is.
 
     Raises:
         FieldError: `size` is negative.
     """
 
-    def __init__(self, size: int, seed: int, rank: int = 0) -> None:
+    def __init__(self, size: int, seed: int, rank: int = 0, stage: int = 0) -> None:
         if size < 0:
             raise FieldError("queue_size", f"is {size}: use a multiple of the batch size, or 0 for no pair pool")
         self.size = size
-        self._stream = ("pool", seed, rank)
+        self._stream = ("pool", seed, rank, stage) if stage else ("pool", seed, rank)
         self._calls = 0
         self._held = 0
-        self._parts: dict[str, Tensor] = {}  # the pictures and maps of all places, by their names in `Pair`
+        self._parts: dict[str, Tensor] = {}  # those of all places, by their names in the batch
         self._paths: list[str] = [""] * size
 
     @torch.no_grad()
-    def push_pop(self, pair: Pair) -> Pair:
+    def push_pop(self, batch: Batch) -> Batch:
         """Put a batch in and take one of the same length out.
 
         While the pool fills, that is the batch itself; once it is full, stored samples, drawn without replacement,
@@ -85,31 +99,31 @@ class PairPool:
             ValueError: the batch has edge maps and the pool none, or the other way round.
         """
         if self.size == 0:
-            return pair
+            return batch
         self._calls += 1
-        parts = _parts(pair)
+        parts = _parts(batch)
         if not self._parts:
-            self._check_size(len(pair))
+            self._check_size(len(batch))
             self._parts = {name: part.new_empty((self.size, *part.shape[1:])) for name, part in parts.items()}
         if parts.keys() != self._parts.keys():
             raise ValueError(f"a batch of {', '.join(parts)} for a pool of {', '.join(self._parts)}")
         if self._held < self.size:
-            count = min(len(pair), self.size - self._held)
-            self._store(list(range(self._held, self._held + count)), pair)
+            count = min(len(batch), self.size - self._held)
+            self._store(list(range(self._held, self._held + count)), batch)
             self._held += count
-            return pair
+            return batch
         rng = numpy_rng(*self._stream, self._calls)
-        places = rng.choice(self.size, size=len(pair), replace=False).tolist()
+        places = rng.choice(self.size, size=len(batch), replace=False).tolist()
         paths = tuple(self._paths[i] for i in places)
-        stored = Pair(paths=paths, **{name: part[places] for name, part in self._parts.items()})  # indexing copies
-        self._store(places, pair)
+        stored = replace(batch, paths=paths, **{name: part[places] for name, part in self._parts.items()})  # copies
+        self._store(places, batch)
         return stored
 
     def state_dict(self) -> dict[str, Any]:
         """What the pool holds and how often it was asked, as plain data and tensors."""
         return {**self._parts, "paths": self._paths, "held": self._held, "calls": self._calls}
 
-    def load_state_dict(self, state: Mapping[str, Any], like: Pair) -> bool:
+    def load_state_dict(self, state: Mapping[str, Any], like: Batch) -> bool:
         """Take up a saved state, on the device of `like`, a batch of the samples to come.
 
         Returns:
@@ -119,15 +133,15 @@ class PairPool:
         wanted = {name: (self.size, *part.shape[1:]) for name, part in _parts(like).items()}
         if {name: tuple(part.shape) for name, part in parts.items()} != wanted:
             return False
-        self._parts = {name: part.to(like.gt_pm1.device, copy=True) for name, part in parts.items()}
+        self._parts = {name: part.to(_parts(like)[name].device, copy=True) for name, part in parts.items()}
         self._paths, self._held, self._calls = list(state["paths"]), state["held"], state["calls"]
         return True
 
-    def _store(self, places: list[int], pair: Pair) -> None:
-        """Write the first len(places) samples of `pair` there, each sample's parts to the same place."""
-        for name, part in _parts(pair).items():
+    def _store(self, places: list[int], batch: Batch) -> None:
+        """Write the first len(places) samples of `batch` there, each sample's parts to the same place."""
+        for name, part in _parts(batch).items():
             self._parts[name][places] = part[: len(places)]
-        for place, path in zip(places, pair.paths, strict=False):  # the pool's last gap may be shorter than the batch
+        for place, path in zip(places, batch.paths, strict=False):  # the pool's last gap may be shorter than the batch
             self._paths[place] = path
 
     def _check_size(self, batch_size: int) -> None:
@@ -140,7 +154,6 @@ class PairPool:
             )
 
 
-def _parts(pair: Pair) -> dict[str, Tensor]:
-    """A pair's tensors by name."""
-    maps = {} if pair.edge_01 is None else {"edge_01": pair.edge_01}
-    return {"lq_pm1": pair.lq_pm1, "gt_pm1": pair.gt_pm1, **maps}
+def _parts(batch: Samples) -> dict[str, Tensor]:
+    """A batch's tensors by name."""
+    return {name: part for name, part in vars(batch).items() if isinstance(part, Tensor)}

@@ -68,7 +68,7 @@ def _correlated(img: Tensor, kernel: Tensor) -> Tensor:
     bands = 16 // math.gcd(B * C, 16) if img.device.type == "cpu" else 1
     height = -(-H // bands)
     if bands > 1:
-        padded = F.pad(padded, (0, 0, 0, height * bands - H))
+        padded = F.pad(padded, (0, 0, 0, height * bands - H)) if H % bands else padded  # which would be a copy
         padded = padded.unfold(2, height + k_y - 1, height).transpose(3, 4)  # (B, C, bands, height + k_y - 1, W + ...)
     planes = padded.reshape(1, B * C * bands, height + k_y - 1, W + k_x - 1)
     weights = kernels.repeat_interleave(C * bands, dim=0)[:, None]

@@ -102,6 +102,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 config = DegradationConfig.from_mapping(degradation, sf=sf, use_usm=use_usm)
             self._pipeline = DegradationPipeline(config)
         self._queue_size = queue_size
+        self._pools = True
         self._pool: PairPool | None = None
         self._origins: PairPool | None = None  # for each place of the pool, where the sample there came from
         self._saved_origins: list[dict[str, Any]] | None = None
@@ -140,6 +141,17 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 f"data.params.batch_size={self.batch_size}: use {below or self.batch_size}, or 0 for no pair pool"
             )
 
+    def leave_pool(self) -> int:
+        """Leave the pool to the caller: pairs come as they are made from now on. Returns how many it is to hold.
+
+        Raises:
+            FieldError: pairs are cropped to a size of each batch's own, so no pool can hold what is made of them.
+        """
+        if self.random_size:
+            raise FieldError("pool", "is 'latents', and random_size gives them many sizes: leave one of the two out")
+        self._pools = False
+        return self._pool_size()
+
     def train_dataloader(self) -> DataLoader[Batch]:
         dataset = self.datasets["train"]
         sampler = TrainingSampler(
@@ -176,7 +188,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         assert self.trainer is not None
         if not self.trainer.training:
             return self._pair(batch, "validation")
-        pair = self._pooled(self._pair(batch, "degradation"), torch.cat([kind["draw"] for kind in batch]))
+        pair = self._pair(batch, "degradation")
+        if self._pools:
+            pair = self._pooled(pair, torch.cat([kind["draw"] for kind in batch]))
         if self.random_size:
             rng = numpy_rng("random_size", self.seed, int(batch[0]["draw"][0]))
             pair = pair.cropped(*random_window(pair.gt_pm1.shape[-2:], rng))

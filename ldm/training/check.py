@@ -101,12 +101,15 @@ def contradictions(config: Config) -> Iterator[str]:
             yield str(config.error(("lightning", "trainer", f"min_{unit}"), f"is {least}, above max_{unit}={most}"))
     monitor = config.get("lightning.modelcheckpoint.params.monitor")
     if isinstance(monitor, str) and monitor.startswith("val/") and not _validates(config):
-        path = ("lightning", "modelcheckpoint", "params", "monitor")
+        path: KeyPath = ("lightning", "modelcheckpoint", "params", "monitor")
         yield str(config.error(path, f"is {monitor}, and there is no validation: give data.params.validation"))
     queue, batch = config.get("data.params.train.params.queue_size"), config.get("data.params.batch_size")
     if isinstance(queue, int) and isinstance(batch, int) and batch > 0 and queue % batch:
         at = ("data", "params", "train", "params", "queue_size")
         yield str(config.error(at, f"is {queue}, not a multiple of data.params.batch_size={batch}"))
+    if pools_latents(config) and config.get("model.params.random_size"):
+        path = ("model", "params", "random_size")
+        yield str(config.error(path, "does not go with pool: latents, whose pairs are all of one size"))
 
 
 def without_effect(config: Config) -> Iterator[str]:
@@ -116,6 +119,8 @@ def without_effect(config: Config) -> Iterator[str]:
         for key in model:
             if key == "edge" or (key.startswith("edge_") and key not in (EDGE_LOSS, EDGE_CONDITION)):
                 yield _nothing(config, ("model", "params", key), f"model.params.{EDGE_LOSS} is 0")
+    if pools_latents(config) and config.get("data.params.train.params.queue_size") == 0:
+        yield _nothing(config, ("model", "params", "pool"), "data.params.train.params.queue_size is 0")
     trainer = config.get("lightning.trainer", {})
     if "gradient_clip_algorithm" in trainer and not trainer.get("gradient_clip_val"):
         path: KeyPath = ("lightning", "trainer", "gradient_clip_algorithm")
@@ -126,6 +131,11 @@ def without_effect(config: Config) -> Iterator[str]:
     for key in ("limit_test_batches", "limit_predict_batches"):
         if key in trainer:
             yield _nothing(config, ("lightning", "trainer", key), "training neither tests nor predicts")
+
+
+def pools_latents(config: Config) -> bool:
+    """Whether `pool: latents` is said, flat or in the block."""
+    return "latents" in (config.get("model.params.pool"), config.get("model.params.compute.pool"))
 
 
 def summary(config: Config) -> Iterator[tuple[str, str]]:

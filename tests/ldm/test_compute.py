@@ -260,7 +260,7 @@ def test_draws_per_pair_encode_once_and_average_over_the_draws() -> None:
     assert encoded == [2, 2]  # two pairs' true and degraded pictures, once each
     rng = torch_rng("cpu", "step", 0)
     each = model.encode(pair(), rng)
-    z_gt, z_lq = (z.repeat_interleave(3, 0) for z in (each.z_gt, each.z_lq))
+    z_gt, z_lq = (z.repeat(3, 1, 1, 1) for z in (each.z_gt, each.z_lq))
     t = torch.randint(1000, (6,), generator=rng)
     noise = torch.randn(z_gt.shape, generator=rng)
     alone = [
@@ -281,6 +281,12 @@ def test_draws_per_pair_encode_once_and_average_over_the_draws() -> None:
     [
         ({"frozen_dtype": "bf61"}, "'bf61' is not known: did you mean 'bf16'?"),
         ({"draws_per_pair": 0}, "a number of 1 or more"),
+        ({"pool": "latent"}, "'latent' is not known: did you mean 'latents'?"),
+        ({"pool": "latents", "edge_loss_weight": 0.1, "edge_target": "pixels"}, "edge_target: pixels needs them"),
+        (
+            {"pool": "latents", "edge_loss_weight": 0.1, "edge_crop_by": "edges", "edge_crop": 4},
+            "edge_crop_by: edges needs them",
+        ),
         ({"compile": "yes"}, "give true or false"),
         ({"compute": {"channels_last": 1}}, "give true or false"),
     ],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
+from ldm.models.diffusion.conditioning import TextConditioner
 from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.modules.spade import SPADE
 
@@ -175,6 +176,23 @@ def test_keep_text_encoder_keeps_it(tmp_path: Path) -> None:
     run.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert set(saved) == set(model.state_dict())
+
+
+def test_the_latest_prompts_are_remembered_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.models.diffusion.conditioning.REMEMBERED", 2)
+    asked: list[str] = []
+
+    class Tower(torch.nn.Module):
+        def forward(self, prompts: list[str]) -> torch.Tensor:
+            asked.extend(prompts)
+            return torch.full((1, 2, 3), float(len(asked)))
+
+    text = TextConditioner(Tower())
+    assert text(["a", "b", "c", "a"])[:, 0, 0].tolist() == [1, 2, 3, 1]  # also of more than it remembers
+    text(["b", "c"])
+    assert asked == ["a", "b", "c"]
+    text(["a"])
+    assert asked == ["a", "b", "c", "a"]
 
 
 def test_distinct_prompts_are_encoded_once_each_and_kept_apart() -> None:

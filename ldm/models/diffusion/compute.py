@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.utils import checks
-from basicsr.utils.errors import first_line
+from basicsr.utils.errors import FieldError, first_line
+from ldm.modules.losses.edge_options import EdgeOptions
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16}
+POOLS = ("pixels", "latents")
 _PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
@@ -35,6 +37,8 @@ class Compute:
         the published optimiser, which `false` brings back.
     tf32: products of float32 on the tensor cores of newer NVIDIA GPUs, with 10 bits of mantissa for 23.
     draws_per_pair: k draws of timestep and noise for each encoded pair: the U-Net's batch is k times the pairs'.
+    pool: what the training-pair pool holds, `pixels` or `latents`: a pair is then encoded before it goes in, and its k
+        draws are of k steps (`LatentPool`).
 
     Raises:
         FieldError: a value that cannot be; the field is the flat name.
@@ -46,13 +50,24 @@ class Compute:
     fused_adamw: bool = True
     tf32: bool = False
     draws_per_pair: int = 1
+    pool: str = "pixels"
 
     def __post_init__(self) -> None:
         if self.frozen_dtype is not None and self.frozen_dtype not in DTYPES:
             raise checks.unknown("frozen_dtype", str(self.frozen_dtype), tuple(DTYPES))
         checks.whole_number("draws_per_pair", self.draws_per_pair, 1)
+        if self.pool not in POOLS:
+            raise checks.unknown("pool", str(self.pool), POOLS)
         for name in ("channels_last", "compile", "fused_adamw", "tf32"):
             checks.switch(name, getattr(self, name))
+
+    def check_edge_loss(self, options: EdgeOptions) -> None:
+        """Raise FieldError where an edge loss with these options needs what the pool does not hold."""
+        if self.pool == "latents" and options.needs_pictures:
+            named = "edge_target: pixels" if options.target == "pixels" else "edge_crop_by: edges"
+            raise FieldError(
+                "pool", f"is 'latents', which has no pictures, and {named} needs them: change one of the two"
+            )
 
     def prepare(self, unet: nn.Module, structure: nn.Module, vae: nn.Module) -> None:
         """Bring loaded networks into the form that training has them in. To be called once."""

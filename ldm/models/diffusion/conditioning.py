@@ -13,10 +13,11 @@ from basicsr.utils.errors import UserError, first_line
 log = logging.getLogger(__name__)
 
 WORTH_A_FILE = 64 << 20  # bytes
+REMEMBERED = 256  # prompts: of SD 2.1's contexts, each of 77 x 1024 numbers, 81 MB
 
 
 class TextConditioner:
-    """Prompts to contexts (B, L, context_dim); each distinct prompt is encoded once and remembered.
+    """Prompts to contexts (B, L, context_dim); distinct prompts are encoded once, and the latest `REMEMBERED` kept.
 
     Once everything that will be asked for is remembered, the text tower itself is no longer needed.
     """
@@ -32,16 +33,24 @@ class TextConditioner:
         Raises:
             UserError: a new prompt comes after the tower was released.
         """
-        for prompt in dict.fromkeys(prompts):
-            if prompt in self._contexts:
-                continue
+        found = {prompt: self._context(prompt) for prompt in dict.fromkeys(prompts)}
+        for oldest in list(self._contexts)[:-REMEMBERED]:
+            self._contexts.pop(oldest, None)  # another thread may have been quicker
+        return torch.stack([found[prompt] for prompt in prompts])
+
+    def _context(self, prompt: str) -> Tensor:
+        """(L, context_dim)."""
+        context = self._contexts.get(prompt)
+        if context is None:
             if self._tower is None:
                 raise UserError(
                     f"the text tower was released after encoding {list(self._contexts)}, so {prompt!r} "
                     "cannot be encoded; set model.params.keep_text_encoder=true"
                 )
-            self._contexts[prompt] = self._tower([prompt])[0]
-        return torch.stack([self._contexts[prompt] for prompt in prompts])
+            encoded: Tensor = self._tower([prompt])[0]
+            context = encoded.clone()  # not a view that would keep more
+        self._contexts[prompt] = context
+        return context
 
     def release(self, folder: Path | None = None) -> dict[str, Tensor]:
         """Give the tower up; its weights, or nothing where it was given up before.

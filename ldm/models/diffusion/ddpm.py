@@ -26,6 +26,7 @@ from ldm.models.diffusion.fork_api import DiffusionWrapper
 from ldm.models.diffusion.frozen_parts import FrozenParts, put_back
 from ldm.models.diffusion.guidance import Guidance, guided_denoiser
 from ldm.models.diffusion.last_value import LastValue
+from ldm.models.diffusion.latent_pool import Encoded, LatentPool
 from ldm.models.diffusion.looking import Latents, Looking
 from ldm.models.diffusion.process import Process, check_parameterization
 from ldm.models.diffusion.sampling import DEFAULTS, SAMPLERS, Noise, Progress, Sampling, initial_latent, truncated
@@ -121,7 +122,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self.training_loss, self.compute = TrainingLoss(**(loss or {})), Compute(**(compute or {}))
         self.learning_rate, self.parameterization = learning_rate, parameterization
         self.prompt, self.keep_text_encoder = prompt, keep_text_encoder
-        self._released_text_tower: StateDict = {}
+        self.latent_pool, self._released_text_tower = LatentPool(self.compute.draws_per_pair), StateDict()
         self.betas_of_process = make_betas(timesteps, linear_start, linear_end)
         kept = timesteps if time_replace is None else checks.whole_number("time_replace", time_replace, 1, timesteps)
         self._register_process(Sampling(kept).timesteps(self.betas_of_process))  # of one, the last
@@ -143,6 +144,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         self._load(ckpt_path, ignore_keys, first_stage_config.get("params") or {})
         self.train()
         if self.use_edge_loss:
+            self.compute.check_edge_loss(options)
             log.info("Edge loss enabled with weight: %s", weight)
 
     def _register_process(self, kept: list[int]) -> None:
@@ -155,10 +157,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
     def _freeze(self, unfrozen_diff: bool) -> None:
         """Leave gradients to what stage 1 trains."""
-        self._trainable: list[nn.Module] = [module for module in self.model.modules() if isinstance(module, SPADE)]
-        if unfrozen_diff:
-            self._trainable = [self.model]
-        self._trainable.append(self.structcond_stage_model)
+        spades = [module for module in self.model.modules() if isinstance(module, SPADE)]
+        self._trainable = [*([self.model] if unfrozen_diff else spades), self.structcond_stage_model]
         self.requires_grad_(False)
         for module in self._trainable:
             module.requires_grad_(True)
@@ -224,6 +224,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         """Encode the one prompt of training, then let the text tower go; bring the networks into training's form."""
         self.contexts([self.prompt])
         self._prepare_networks()
+        if self.compute.pool == "latents":
+            self.latent_pool.open_for(self.trainer)
         if not self.keep_text_encoder:
             held = self.text.release(Path(self.trainer.default_root_dir) if self._trainer is not None else None)
             self._released_text_tower |= {f"cond_stage_model.{name}": value for name, value in held.items()}
@@ -240,6 +242,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A saved checkpoint has the text tower's weights though the tower was let go; see also `FrozenParts`."""
+        if self.compute.pool == "latents":
+            checkpoint["latent_pool"] = self.latent_pool.state_dict()
         checkpoint["state_dict"].update(self._released_text_tower)
         if self._frozen is not None:
             self._frozen.leave_out(self, checkpoint["state_dict"])
@@ -251,6 +255,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         if self._frozen is not None and FROZEN not in checkpoint["state_dict"]:
             self._frozen.check_whole(self, checkpoint["state_dict"], "the checkpoint")
         checkpoint["state_dict"] = put_back(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
+        if "latent_pool" in checkpoint:
+            self.latent_pool.load_state_dict(checkpoint["latent_pool"])
         if self.edge_term.balance is not None and "edge_balance" in checkpoint:
             self.edge_term.balance.load_state_dict(checkpoint["edge_balance"])
 
@@ -285,23 +291,17 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
 
     def _step(self, pair: Pair, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         latents = self.encode(pair, rng, drop_edges=self.training)
-        gt_pm1: Tensor | None = pair.gt_pm1
-        draws = self.compute.draws_per_pair if self.training else 1
-        if draws > 1:
-            latents, gt_pm1 = latents.repeated(draws), pair.gt_pm1.repeat_interleave(draws, 0)
-        count = len(latents.z_gt)
+        gt_pm1 = pair.gt_pm1 if self.edge_loss.options.needs_pictures else None
+        encoded = Encoded(latents.z_gt, latents.z_struct, gt_pm1, pair.paths)
+        if self.training:
+            encoded = self.latent_pool.draw(encoded)
+        count = len(encoded)
         t = torch.randint(len(self.original_timesteps), (count,), generator=rng, device=self.device)
         t_original = self.original_timesteps[t]
-        noise = torch.randn(latents.z_gt.shape, generator=rng, device=self.device)
+        noise = torch.randn(encoded.z_gt.shape, generator=rng, device=self.device)
+        structure = self.structcond_stage_model(encoded.z_struct, t_original)
         return self.p_losses(
-            x_start=latents.z_gt,
-            cond=self.context(count),
-            struct_cond=self.structcond_stage_model(latents.z_struct, t_original),
-            t=t,
-            t_ori=t_original,
-            noise=noise,
-            gt_pm1=gt_pm1,
-            rng=rng,
+            encoded.z_gt, self.context(count), structure, t, t_original, noise, gt_pm1=encoded.gt_pm1, rng=rng
         )
 
     @torch.no_grad()

@@ -23,10 +23,6 @@ class Latents:
     z_lq: Tensor
     z_struct: Tensor  # (B, C, H/f, W/f), what the time-aware encoder is given: z_lq, edges, or both
 
-    def repeated(self, times: int) -> "Latents":
-        """Each sample that many times, one after the other."""
-        return Latents(*(z.repeat_interleave(times, 0) for z in (self.z_gt, self.z_lq, self.z_struct)))
-
 
 class Looking(ForkApi):
     """Members that look and change nothing; all that they draw is fixed."""

@@ -99,6 +99,11 @@ class EdgeOptions:
         return bool(every) and (step == 0 or (step + 1) % every == 0)
 
     @property
+    def needs_pictures(self) -> bool:
+        """Whether the loss looks at the true pictures themselves, not at their latents alone."""
+        return self.target == "pixels" or self.crop_by == "edges"
+
+    @property
     def gated(self) -> bool:
         """Whether some samples may have no edge loss."""
         return self.max_timestep is not None or self.min_snr is not None

@@ -49,6 +49,8 @@ class SkipNotFinite(Callback):
         self._paths += getattr(batch, "paths", ())
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        drawn = getattr(getattr(pl_module, "latent_pool", None), "drawn", ())  # those of a pool came earlier
+        self._paths += [path for path in dict.fromkeys(drawn) if path not in self._paths]
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(

@@ -129,9 +129,10 @@ def test_from_tar_files_a_run_is_that_from_their_folder_also_stopped_in_the_mids
         assert folder.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in folder.items())
 
 
-def test_two_processes_go_on_with_the_pools_of_both(here: Path) -> None:
+@pytest.mark.parametrize("pool", ["pixels", "latents"])
+def test_two_processes_go_on_with_the_pools_of_both(here: Path, pool: str) -> None:
     """Each rank's pool is full after two steps of the queue's size 2, so that later steps draw from it."""
-    flags = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", *COMMON]
+    flags = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", *COMMON, f"model.params.pool={pool}"]
 
     def run(*words: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -146,4 +147,7 @@ def test_two_processes_go_on_with_the_pools_of_both(here: Path) -> None:
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (straight, parted)]
     for key, value in states[0]["state_dict"].items():
         assert torch.equal(value, states[1]["state_dict"][key]), key
-    assert len(states[0]["DataModuleFromConfig"]["pool_origins"]) == 2
+    pools = (
+        states[0]["latent_pool"]["ranks"] if pool == "latents" else states[0]["DataModuleFromConfig"]["pool_origins"]
+    )
+    assert len(pools) == 2
