@@ -49,7 +49,7 @@ def test_the_autoencoder_knows_photographs_that_it_never_saw(photo: str, monkeyp
         decoded = first_stage.decode(z).clamp(-1, 1)
     assert 10 * torch.log10(4 / (decoded - gt_pm1).square().mean()) >= 26  # dB; peak to peak is 2
     # The scale factor brings latents to the unit variance that the noise schedule expects, as far as photographs agree.
-    assert 0.5 < config.get("model.params.scale_factor") * z.std() < 2
+    assert 0.4 < config.get("model.params.scale_factor") * z.std() < 2
 
 
 def test_the_weights_are_small() -> None:

@@ -22,9 +22,9 @@ MAX_FACTOR = 8
 UNITS = {"encoding": "tiles", "sampling": "steps", "decoding": "tiles"}  # what each stage counts
 PREVIEW = 1024  # pixels, of the longer side
 TITLE = "<h1>StableSR-Edge</h1><p>Makes a small or soft picture larger and sharper. Your picture stays on {where}.</p>"
-DEMO_NOTE = """<p><b>These are the small demo weights.</b> They were trained on a CPU, on ten photographs with light
-blur, noise and JPEG traces, to show how everything works. Expect crisper edges, not new detail. For the full model
-start this page with <code>--base</code> and <code>--ckpt</code>.</p>"""
+DEMO_NOTE = """<p><b>These are the small demo weights.</b> They were trained on a CPU, on some forty photographs with
+light blur, noise and JPEG traces, to show how everything works. Expect crisper edges, not new detail. For the full
+model start this page with <code>--base</code> and <code>--ckpt</code>.</p>"""
 EMPTY = "<p class='quiet'>The result will appear here, beside the picture enlarged by plain bicubic interpolation.</p>"
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: auto !important; }
