@@ -105,6 +105,14 @@ def test_results_and_truth_suffice(here: Path) -> None:
     assert float(rows("report/results.csv")[0]["psnr_y"]) == measure(sharp, gt, border=4)["psnr_y"]
 
 
+def test_results_may_be_called_as_the_upscaler_calls_them(here: Path) -> None:
+    Image.open("lq/cup1.png").save("lq/cup1.jpg")
+    Path("lq/cup1.png").unlink()
+    Path("results/sharp/cup1.png").rename("results/sharp/cup1.jpg.png")
+    assert evaluate(["--also", "results/sharp", "--data", "data", "--lq", "lq", "--out", "report"]) == 0
+    assert [row["picture"] for row in rows("report/results.csv")] == ["cup1", "cup2"]
+
+
 def test_arms_beside_a_run(run_too: Path, capsys: Output) -> None:
     assert evaluate([*RUN, "--also", "bicubic", "--also", "results/sharp"]) == 0
     assert {(row["run"], row["step"]) for row in rows("report/results.csv")} == {

@@ -159,7 +159,7 @@ def _bicubic(pictures: Sequence[PicturePair]) -> Bicubic:
 
 def _folder(word: str, pictures: Sequence[PicturePair]) -> Folder:
     found = pictures_by_name(word, "also")
-    files = {picture.name: found[picture.name] for picture in pictures if picture.name in found}
+    files = {each.name: found[name] for each in pictures for name in _result_names(each) if name in found}
     if not files:
         raise FieldError(
             "also",
@@ -167,3 +167,8 @@ def _folder(word: str, pictures: Sequence[PicturePair]) -> Folder:
             "results must have the names of their originals",
         )
     return Folder(word, files, {name: file_identity(file) for name, file in files.items()})
+
+
+def _result_names(picture: PicturePair) -> tuple[str, ...]:
+    """What a result may be called, without its suffix; of cat.jpg, the upscaler makes cat.jpg.png."""
+    return (f"{picture.name}{picture.lq.suffix}", picture.name) if picture.lq else (picture.name,)
