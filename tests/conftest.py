@@ -1,6 +1,7 @@
 """What several test files share; `reference/` beside this file holds the arrays and the models."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,3 +36,16 @@ def tiny_models() -> Callable[[str], LatentDiffusionSRTextWT]:
         return built[parameterization]
 
     return get
+
+
+@pytest.fixture
+def linked_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Given a folder of dear files: a user's folder with links to them, as the working directory."""
+
+    def enter(folder: Path) -> Path:
+        for file in folder.iterdir():
+            (tmp_path / file.name).symlink_to(file)
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    return enter

@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(linked_here: Callable[[Path], Path], weights: Path) -> Path:
     """A user's folder with the weights and a photo, as the working directory."""
-    for file in weights.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    photo(tmp_path / "photo.png")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    photo(linked_here(weights) / "photo.png")
+    return Path.cwd()
 
 
 def photo(path: Path, width: int = 10, height: int = 12, mode: str = "RGB", **options: Any) -> None:

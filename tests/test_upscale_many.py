@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(linked_here: Callable[[Path], Path], weights: Path) -> Path:
     """A user's folder with the weights and a photo, as the working directory."""
-    for file in weights.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    photo(tmp_path / "photo.png")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    photo(linked_here(weights) / "photo.png")
+    return Path.cwd()
 
 
 def photo(path: Path) -> None:

@@ -7,16 +7,12 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from reference.parity import fill
-from tiny_run import ROOT, TINY
+from tiny_run import ROOT, export_tiny_diffusers
 
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
-from ldm.config import load_config
-from ldm.exchange.export_cli import main
 from ldm.inference import Upscaler
 from ldm.inference.settings import UpscaleSettings
-from ldm.models.build import build_model
 
 pytestmark = pytest.mark.diffusers
 PIPELINE = ROOT / "examples/diffusers/stablesr_pipeline.py"
@@ -26,15 +22,7 @@ PHOTO_01 = torch.from_numpy(skimage.data.chelsea()[60:76, 100:112].copy()).permu
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole tiny model in diffusers' form."""
-    here = tmp_path_factory.mktemp("pipeline")
-    text = "cond_stage_config: {params: {arch: {width: 16, layers: 2, heads: 2}}}"
-    (here / "tiny.yaml").write_text(TINY.replace("    first_stage_config", f"    {text}\n    first_stage_config"))
-    model = build_model(load_config([here / "tiny.yaml"])).eval()
-    fill(model)  # for what is initialised with zeros would hide differences
-    torch.save(model.state_dict(), here / "model.ckpt")
-    words = ["--format", "diffusers", "--dtype", "fp32", "--base", str(here / "tiny.yaml")]
-    assert main([str(here / "model.ckpt"), str(here / "out"), *words]) == 0
-    return here / "out"
+    return export_tiny_diffusers(tmp_path_factory.mktemp("pipeline"))[0]
 
 
 def loaded(folder: Path) -> Any:

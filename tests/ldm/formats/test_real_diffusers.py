@@ -7,14 +7,10 @@ from unittest.mock import patch
 import pytest
 import torch
 from reference.models import NO_LOSS
-from reference.parity import fill
-from tiny_run import TINY
+from tiny_run import export_tiny_diffusers
 from torch import Tensor, nn
 
-from ldm.config import load_config
-from ldm.exchange.export_cli import main
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.models.build import build_model
 from ldm.models.formats import diffusers_keys as keys
 from ldm.modules.diffusionmodules.openaimodel import UNetModelDualcondV2
 from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
@@ -104,28 +100,22 @@ def test_an_exported_folder_loads_in_stock_diffusers(tmp_path: Path) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    text = "cond_stage_config: {params: {arch: {width: 16, layers: 2, heads: 2}}}"
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("    first_stage_config", f"    {text}\n    first_stage_config"))
-    model = build_model(load_config([tmp_path / "tiny.yaml"])).eval()
-    fill(model)  # for what is initialised with zeros would hide differences
-    torch.save(model.state_dict(), tmp_path / "model.ckpt")
-    words = ["--format", "diffusers", "--dtype", "fp32", "--base", str(tmp_path / "tiny.yaml")]
-    assert main([str(tmp_path / "model.ckpt"), str(tmp_path / "out"), *words]) == 0
-    unet, info = UNet2DConditionModel.from_pretrained(tmp_path / "out/unet", output_loading_info=True)
+    folder, model = export_tiny_diffusers(tmp_path)
+    unet, info = UNet2DConditionModel.from_pretrained(folder / "unet", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     context = torch.randn(2, 7, CONTEXT)
     assert same(without_structure(model.model.diffusion_model, context), unet.eval()(X, T, context).sample)
-    vae = Vae.from_pretrained(tmp_path / "out/vae").eval()
+    vae = Vae.from_pretrained(folder / "vae").eval()
     assert same(model.first_stage_model.decode(X[:1]), vae.decode(X[:1]).sample)
     assert vae.config.scaling_factor == model.scale_factor
-    tower = CLIPTextModel.from_pretrained(tmp_path / "out/text_encoder").eval()
+    tower = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
     tokens = model.cond_stage_model.tokenize(PROMPTS)
     assert float((model.contexts(PROMPTS) - tower(tokens).last_hidden_state).abs().max()) <= 1e-5
-    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "out/tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     plain = [prompt for prompt in PROMPTS if "!" not in prompt]  # which is its padding, as Stable Diffusion 2 has it
     theirs = torch.tensor(tokenizer(plain, padding="max_length", truncation=True)["input_ids"])
     assert len(plain) > 15 and theirs.equal(model.cond_stage_model.tokenize(plain))
-    assert StableDiffusionPipeline.from_pretrained(tmp_path / "out").unet.config.sample_size == 16
-    scheduler = DDIMScheduler.from_pretrained(tmp_path / "out/scheduler")
+    assert StableDiffusionPipeline.from_pretrained(folder).unet.config.sample_size == 16
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     assert torch.allclose(scheduler.alphas_cumprod, model.schedule.alphas_cumprod, atol=1e-6)
     assert scheduler.config.prediction_type == "v_prediction"
