@@ -168,6 +168,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def keep(content: dict[str, Any], file: Path | None) -> None:
+    """Write what is known so far."""
+    if file:
+        write_whole(file, json.dumps(content, indent=1))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parser().parse_args(argv)
@@ -180,10 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         content["arms"][name] = curve_of(runs[name])
         spent, steps = content["arms"][name]["seconds"][-1], len(content["arms"][name]["seconds"])
         print(f"{name}: {steps} steps in {spent:.1f} s", file=sys.stderr, flush=True)
+    keep(content, args.json)  # for the pictures take minutes
     if "bf16" in runs:
         content["psnr"] = dict(pictures(args, runs))
-    if args.json:
-        write_whole(args.json, json.dumps(content, indent=1).encode())
+        keep(content, args.json)
     print(losses_table(json.loads(json.dumps(content))))
     return 0
 
