@@ -88,17 +88,17 @@ class Results:
             write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a file of results.
+def read(path: Path, part: str = "rows") -> dict[str, Any]:
+    """The content of a file of results, which has the machine and this part: `rows`, or `arms` of loss curves.
 
     Raises:
         UserError: it is not one.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        content["machine"]["kind"], content["rows"]
+        content["machine"]["kind"], content[part]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of results: {error}") from error
+        raise UserError(f"{path} is no file of such results: {error}") from error
     return content
 
 

@@ -240,7 +240,8 @@ def filled(page: str, folder: Path) -> str:
         begin, table, file, end = found.groups()
         if table not in TABLES:
             raise UserError(f"there is no table {table}: choose one of {', '.join(TABLES)}")
-        return f"{begin}{TABLES[table](read(folder / file))}\n{end}"
+        content = read(folder / file, "arms" if table == "losses" else "rows")
+        return f"{begin}{TABLES[table](content)}\n{end}"
 
     return BLOCK.sub(block, page)
 
