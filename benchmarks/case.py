@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+SIDES = ("baseline", "ours")  # the published way comes first, to be compared with
+
 
 @dataclass(frozen=True)
 class Case:
     """What one process measures: a row of the table, of one side in one precision."""
 
     row: str
-    side: str  # ours or baseline
+    side: str  # of `SIDES`
     precision: str  # fp32 or bf16
     size: str  # full, small or tiny
     pixels: int  # side of a training picture, or of a result
@@ -41,7 +43,7 @@ class Row:
 
     prepare: Callable[[Case], Ready]
     unit: str
-    sides: tuple[str, ...] = ("baseline", "ours")
+    sides: tuple[str, ...] = SIDES
     precisions: tuple[str, ...] = ("fp32", "bf16")  # of ours
     fixed: tuple[int, int] | None = None  # batch and pixels, whatever is asked for, at every size but tiny
     mean: bool = False  # results are compared by their mean difference: single values may be rounded the other way

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.block import result_file
-from benchmarks.case import Case
+from benchmarks.case import SIDES, Case
 from benchmarks.machine import DTYPES, machine_of, matmul_peak
 from benchmarks.networks import CONFIGS, ROOT, WORK
 from benchmarks.results import SAME, Results, difference
@@ -46,7 +46,9 @@ def cases_of(args: argparse.Namespace, row: str, pixels: int) -> list[Case]:
     common = {"size": args.size, "pixels": pixels, "batch": batch, "device": args.device, "work": str(args.work)}
     operators = args.operators and row in GROUPS["training"] + GROUPS["sampling"]
     return [
-        Case(row, side, precision, **common, seconds=args.seconds, operators=operators) for side, precision in sides
+        Case(row, side, precision, **common, seconds=args.seconds, operators=operators)
+        for side, precision in sides
+        if side in args.sides
     ]
 
 
@@ -67,6 +69,8 @@ def measured(case: Case) -> dict[str, Any]:
 def run_row(args: argparse.Namespace, results: Results, row: str, pixels: int) -> None:
     """All rounds of a row, told as they come."""
     cases = cases_of(args, row, pixels)
+    if not cases:
+        return
     for case in cases:
         result_file(case).unlink(missing_ok=True)
     results.forget(cases[0])
@@ -110,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     add("--pixels", type=int, nargs="+", help="of a side (default: 256, tiny 32)")
     add("--batch", type=int, default=1)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="where memory is short: ours alone")
     add("--precision", nargs="+", choices=tuple(DTYPES), default=list(DTYPES), help="of ours (default: all)")
     add(
         "--rows",

@@ -102,6 +102,15 @@ def test_the_command_measures_sides_and_precisions(measured: dict[str, Any]) -> 
     assert differences["fp32"] < SAME < differences["bf16"]
 
 
+def test_a_side_is_measured_alone(tmp_path: Path, work: Path) -> None:
+    words = ["--size", "tiny", "--seconds", "0", "--rounds", "1", "--work", str(work), "--precision", "fp32"]
+    file = tmp_path / "results.json"
+    words += ["--device", "cpu", "--json", str(file), "--sides", "ours"]
+    assert step.main([*words, "--rows", "decode"]) == 0
+    (found,) = json.loads(file.read_text())["rows"]
+    assert (found["side"], "difference" in found) == ("ours", False)
+
+
 def test_what_fails_is_told_and_the_rest_goes_on(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--size", "tiny", "--seconds", "0", "--rounds", "2", "--work", str(work), "--precision", "fp32"]
     # The autoencoder halves the sides, the U-Net once more: 30 pixels do not fit it.
