@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from basicsr.utils.errors import FieldError, fields_named
+from basicsr.utils.errors import FieldError, UserError, fields_named
 from ldm.config import Config
 from ldm.models.diffusion.checkpoint import FROZEN
 from ldm.models.diffusion.frozen_parts import build_with
-from ldm.models.formats.reading import Source, config_value, read_state_dict
+from ldm.models.formats.reading import Source, config_value, named, read_state_dict
 from ldm.models.initial_values import from_file_if_whole
 from ldm.util import instantiate_from_config
 
@@ -36,10 +36,15 @@ def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: fl
         if FROZEN in held:
             return build_with(lambda: build_model(config, learning_rate=learning_rate), params.get("ckpt_path"), ckpt)
         params |= {"ckpt_path": config_value(ckpt), "ignore_keys": [FIRST_STAGE]}
+        first_stage = params.get("first_stage_config") or {}
         if any(key.startswith(FIRST_STAGE) for key in held):
-            first_stage = params["first_stage_config"]
             own = {**(first_stage.get("params") or {}), "ckpt_path": None}
             params |= {"first_stage_config": {**first_stage, "params": own}, "ignore_keys": []}
+        elif (first_stage.get("params") or {}).get("ckpt_path") is None:
+            raise UserError(
+                f"{named(ckpt)} holds no autoencoder, and {config.place(('model', 'params', 'first_stage_config'))} names "
+                "none: give the config that it was trained with (--base), or name one there as params.ckpt_path"
+            )
     if learning_rate is not None:
         if "learning_rate" in params:
             raise FieldError("model.params.learning_rate", "is not a key of a config: set model.base_learning_rate")

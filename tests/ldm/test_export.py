@@ -82,6 +82,21 @@ def test_what_is_exported_upscales_without_a_config(form: str, run: Path, tmp_pa
     assert before.size == (32, 24) and before.tobytes() == after.tobytes()
 
 
+def test_what_lacks_the_autoencoder_needs_a_config_that_names_one(run: Path, tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
+    export(run, whole, "--dtype", "fp32")
+    export(run, part, "--dtype", "fp32", "--without", "first_stage_model.")
+    with pytest.raises(UserError, match="part.safetensors holds no autoencoder, and .* names none: .*--base"):
+        Upscaler.from_checkpoint(str(part), settings=ONE_STEP)
+    named = {"params": {"ckpt_path": str(whole)}}
+    config = {"base": str(run / "tiny.yaml"), "model": {"params": {"first_stage_config": named}}}
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(config))
+    mine = Upscaler.from_checkpoint(str(tmp_path / "named.yaml"), str(part), settings=ONE_STEP)(SMALL)
+    true = Upscaler.from_checkpoint(str(whole), settings=ONE_STEP)(SMALL)
+    assert isinstance(mine, Image.Image) and isinstance(true, Image.Image)
+    assert mine.tobytes() == true.tobytes()
+
+
 def test_averages_take_the_place_of_the_last_weights(run: Path, tmp_path: Path) -> None:
     (tmp_path / "ema.yaml").write_text(f"base: {run / 'tiny.yaml'}\nmodel: {{params: {{use_ema: true}}}}\n")
     model = build_model(load_config([tmp_path / "ema.yaml"]))
