@@ -41,9 +41,10 @@ def build_model(config: Config, *, ckpt: Source | None = None, learning_rate: fl
             own = {**(first_stage.get("params") or {}), "ckpt_path": None}
             params |= {"first_stage_config": {**first_stage, "params": own}, "ignore_keys": []}
         elif (first_stage.get("params") or {}).get("ckpt_path") is None:
+            place = config.place(("model", "params", "first_stage_config"))
             raise UserError(
-                f"{named(ckpt)} holds no autoencoder, and {config.place(('model', 'params', 'first_stage_config'))} names "
-                "none: give the config that it was trained with (--base), or name one there as params.ckpt_path"
+                f"{named(ckpt)} holds no autoencoder, and {place} names none: give the config that it was trained with "
+                "(--base), or name one there as params.ckpt_path"
             )
     if learning_rate is not None:
         if "learning_rate" in params:
