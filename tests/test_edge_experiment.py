@@ -85,6 +85,15 @@ def test_the_shipped_studies_are_sound(file: Path) -> None:
         check_config(config, trainer=pl.Trainer, modelcheckpoint=ModelCheckpoint)
 
 
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_what_was_found_is_whole_and_its_report_says_it(file: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs/edge_experiment" / file.stem, tmp_path, dirs_exist_ok=True)
+    study, said = load_study(file), (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert len(read_results(tmp_path, VALIDATION, study)) == len(study.runs)
+    write_report(study, tmp_path)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == said
+
+
 def test_five_questions_are_shipped() -> None:
     assert len(STUDIES) == 5
 

@@ -63,7 +63,7 @@ def write_result(out: Path, part: str, study: Study, arm: Arm, result: RunResult
     stops = {stop: {"steps": each.steps, "means": dict(each.means)} for stop, each in result.stops.items()}
     content = {"arm": arm.name, "seed": result.seed, "settings": study.settings(arm), "stops": stops}
     content |= {"losses": result.losses, "machine": result.machine}
-    write_whole(result_file(out, part, arm.name, result.seed), json.dumps(content, indent=1))
+    write_whole(result_file(out, part, arm.name, result.seed), json.dumps(content) + "\n")
 
 
 def read_result(out: Path, part: str, study: Study, arm: Arm, seed: int) -> RunResult | None:
