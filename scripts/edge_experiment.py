@@ -60,6 +60,10 @@ def experiment(args: argparse.Namespace) -> int:
         for part, folder in study.pictures.items():
             if not Path(folder).is_dir():
                 raise UserError(f"{args.study}: pictures.{part}: {folder} is not there: see --help for what makes it")
+        if study.lpips and not Path(study.lpips).is_file():
+            raise UserError(
+                f"{args.study}: lpips: {study.lpips} is not there: scripts/lpips_weights.py makes it; null does without"
+            )
         problems = sit(study, out, sharing, timing_rounds=checks.whole_number("timing-rounds", args.timing_rounds, 1))
     page = write_report(study, out, confirm=args.confirm.split(",") if args.confirm else None)
     sys.stdout.write(f"{page.with_suffix('.md').read_text(encoding='utf-8')}\nopen {page}\n")

@@ -12,17 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
+from PIL import Image
+from safetensors.torch import save_file
 from tiny_run import write_tiny_run
 
+from basicsr.metrics.lpips import LPIPS
 from basicsr.utils.errors import UserError
 from ldm.config import check_config, load_config
 from ldm.evaluation.report.statistics import student_mean
 from ldm.study import results as kept
+from ldm.study.judging import pooled
 from ldm.study.plan import CONFIRM, VALIDATION, Study, load_study
 from ldm.study.report import difference, write_report
-from ldm.study.results import METRICS, STEPS, TIME, Evaluation, RunResult, read_results, write_result
+from ldm.study.results import METRICS, STEPS, TIME, Evaluation, RunResult, metrics_of, read_results, write_result
 from ldm.study.sitting import Sharing, missing_runs, seconds_per_step
-from ldm.study.train import pooled, stops_of
+from ldm.study.train import run_arm, stops_of
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted(path for path in (ROOT / "configs/demo/edge_experiment").glob("*.yaml") if path.stem != "none")
@@ -35,6 +40,7 @@ steps: 2
 seeds: 2
 budget_of: plain
 sampling_steps: 1
+lpips: alex.safetensors
 pictures: {train: pictures, validation: held_out, confirm: held_out}
 arms:
   none: []
@@ -50,6 +56,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     (tmp_path / "held_out").mkdir()
     shutil.copy(tmp_path / "pictures/0.png", tmp_path / "held_out")
     (tmp_path / "study.yaml").write_text(TINY)
+    random = LPIPS("alex", random_seed=0).features.state_dict()
+    save_file({f"features.{name}": value for name, value in random.items()}, tmp_path / "alex.safetensors")
     monkeypatch.chdir(tmp_path)
     return load_study(Path("study.yaml"))
 
@@ -94,8 +102,8 @@ def test_what_was_found_is_whole_and_its_report_says_it(file: Path, tmp_path: Pa
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == said
 
 
-def test_five_questions_are_shipped() -> None:
-    assert len(STUDIES) == 5
+def test_seven_studies_are_shipped() -> None:
+    assert len(STUDIES) == 7
 
 
 # A sitting
@@ -133,6 +141,52 @@ def test_a_study_is_run_reported_and_gone_on_with(study: Study) -> None:
         out / part / "none_1.json" for part in (VALIDATION, CONFIRM)
     }
     assert read_results(out, VALIDATION, study) == found  # the same seed, the same run
+
+
+SECOND_STAGE = """
+config: cfw.yaml
+words: [data.params.batch_size=2, data.params.num_workers=0]
+steps: 2
+seeds: 1
+budget_of: null
+pictures: {train: samples, validation: samples}
+arms:
+  none: []
+  magnitude: [model.params.edge_loss_weight=10, model.params.edge_loss_type=magnitude]
+"""
+CFW = f"""
+base: {ROOT}/configs/demo/cfw.yaml
+model:
+  params:
+    ckpt_path: null
+    ddconfig: {{ch: 32, ch_mult: [1, 1, 1], norm_groups: 1}}
+    lossconfig: {{params: {{disc_num_layers: 1}}}}
+"""
+
+
+def test_the_second_stage_is_studied_on_its_own_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cfw.yaml").write_text(CFW)
+    Path("study.yaml").write_text(SECOND_STAGE)
+    rng = np.random.default_rng(0)
+    for kind in ("gts", "inputs", "samples"):
+        (tmp_path / "samples" / kind).mkdir(parents=True)
+        for index in range(3):
+            part = skimage.data.astronaut()[60 * index : 60 * index + 32, 200:232]
+            Image.fromarray(part).save(tmp_path / "samples" / kind / f"{index}.png")
+    (tmp_path / "samples/latents").mkdir()
+    for index in range(3):
+        np.save(tmp_path / f"samples/latents/{index}.npy", rng.standard_normal((1, 4, 8, 8), dtype=np.float32))
+    study = load_study(Path("study.yaml"))
+    for arm in study.arms.values():
+        run_arm(study, tmp_path, arm, 1, {})
+    none, magnitude = read_results(tmp_path, VALIDATION, study)
+    assert none.stops.keys() == {STEPS} and none.losses[0][0] == 0
+    assert set(none.stops[STEPS].means) == set(METRICS) - {"lpips"} == set(metrics_of(study))
+    assert none.losses[0] == magnitude.losses[0]  # rec_loss, before any step
+    assert none.stops[STEPS].means != magnitude.stops[STEPS].means
+    write_report(study, tmp_path)
+    assert "LPIPS" not in (tmp_path / "report.md").read_text()
 
 
 def test_machines_share_the_runs_without_one_being_left_or_done_twice(study: Study) -> None:
@@ -191,6 +245,18 @@ def test_the_interval_is_students_and_pairs_seeds() -> None:
     assert difference("edge_f1", {1: 1.0, 2: 0.0}, {1: 0.5, 2: 0.5}).verdict == "not told apart"
     assert difference("edge_f1", {1: 1.0}, {1: 0.5}).verdict == "one seed"
     assert difference("edge_f1", {}, {1: 0.5}).verdict == "no pair yet"
+
+
+def test_lpips_asked_for_later_is_measured_anew(study: Study, tmp_path: Path) -> None:
+    fill(study, tmp_path, 0.1)
+    assert not missing_runs(study, tmp_path)
+    file = kept.result_file(tmp_path, VALIDATION, "none", 2)
+    content = json.loads(file.read_text())
+    for stop in content["stops"].values():
+        del stop["means"]["lpips"]
+    file.write_text(json.dumps(content))
+    assert [(arm.name, seed) for arm, seed in missing_runs(study, tmp_path)] == [("none", 2)]
+    assert not missing_runs(replace(study, lpips=None, arms={"none": replace(study.arms["none"], seeds=2)}), tmp_path)
 
 
 def test_the_report_answers_from_files_alone(study: Study, tmp_path: Path) -> None:

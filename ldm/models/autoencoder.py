@@ -13,13 +13,14 @@ from basicsr.data.latent_pair import LatentPair
 from basicsr.data.pair_pool import Pair
 from basicsr.utils import checks
 from basicsr.utils.edge_utils import EdgeMapGenerator
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import FieldError, UserError
 from basicsr.utils.rng import torch_rng
 from ldm.models.diffusion.checkpoint import StateDict, load_checkpoint, take_prefix
 from ldm.modules.diffusionmodules.fusion import FusionDecoder
 from ldm.modules.diffusionmodules.model import DDConfig, Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_options import EdgeOptions
 from ldm.modules.losses.perceptual import LastLayer, LPIPSWithDiscriminator
 from ldm.published import DDCONFIG, takes_published_keys, translated
 from ldm.util import check_arguments, instantiate_from_config
@@ -119,14 +120,15 @@ class AutoencoderKLResi(AutoencoderKL):
     sampled latent -> GT. One batch is one step of two Adams, the autoencoder's and then the discriminator's, both on
     the same decoded picture.
 
-    The arguments are AutoencoderKL's and other published keys (see also `ldm.published`); ours are the last three.
+    The arguments are AutoencoderKL's and other published keys (see also `ldm.published`); ours are the last four.
 
     Args:
         fusion_w: w of training, and of decoding where nothing else is said.
         freeze_dec: train the fusion layers alone; False trains the whole autoencoder.
         test_gt: train on the true picture's latent in place of the sampled one.
         scale_factor: stage 1's: what the latents in the data were multiplied by.
-        edge_loss_weight: weight of stage 1's edge loss (`EdgeLoss`) of the decoded picture; 0 leaves it out.
+        edge_loss_weight, edge_loss_type: weight and error of stage 1's edge loss (`EdgeLoss`) of the decoded picture,
+            whose other options are the defaults; 0 leaves it out.
 
     Raises:
         UserError: as AutoencoderKL; a value out of range, or a loss that cannot train this.
@@ -148,6 +150,7 @@ class AutoencoderKLResi(AutoencoderKL):
         test_gt: bool = False,
         scale_factor: float = 0.18215,
         edge_loss_weight: float = 0.0,
+        edge_loss_type: str = "weighted_mse",
         learning_rate: float = 5e-5,
     ) -> None:
         super().__init__(
@@ -163,7 +166,9 @@ class AutoencoderKLResi(AutoencoderKL):
         self.freeze_dec = freeze_dec
         self.scale_factor = checks.number("scale_factor", scale_factor, 1e-6)
         self.edge_loss_weight = checks.number("edge_loss_weight", edge_loss_weight, 0)
-        self.edge_loss = EdgeLoss(EdgeMapGenerator())
+        self.edge_loss = EdgeLoss(EdgeMapGenerator(), EdgeOptions(loss_type=edge_loss_type))
+        if self.edge_loss.discriminator is not None:
+            raise FieldError("edge_loss_type", "is 'adversarial': this stage's own discriminator sees to that")
         self.automatic_optimization = False
         self._accumulate = 1
         self._clip: float | None = None

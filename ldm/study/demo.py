@@ -23,8 +23,8 @@ from ldm.evaluation.report.gallery import data_uri
 from ldm.evaluation.report.statistics import CONFIDENCE, Interval, student_mean
 from ldm.models.build import build_model
 from ldm.models.diffusion.sampling import Sampling
+from ldm.study.judging import frame_words, pair_of, restored_01
 from ldm.study.report import page_environment
-from ldm.study.train import frame_words, pair_of, restored_01
 from ldm.training.cli import main as train
 from ldm.training.loggers import read_metrics
 

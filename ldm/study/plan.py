@@ -41,7 +41,9 @@ class Study:
         steps: optimiser steps. seeds (5): 1, 2, …; an arm may have fewer or more: `{words: […], seeds: 8}`.
         budget_of: the arm whose time all arms are given for the second comparison; null leaves that comparison out.
         sampling_steps (4), sampler (ddpm): how results are sampled.
+        lpips: a file of AlexNet's weights, by which LPIPS is measured too (scripts/lpips_weights.py); null for none.
         pictures: folders `train`, `validation`, where arms are compared and chosen, and `confirm`, looked at once.
+            For the second stage they are what scripts/generate_cfw_data.py writes.
         arms: name -> words. questions: a list of `{ask, first, second}`.
     """
 
@@ -56,6 +58,7 @@ class Study:
     words: tuple[str, ...] = ()
     sampling_steps: int = 4
     sampler: str = "ddpm"
+    lpips: str | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -75,8 +78,8 @@ class Study:
         }
 
 
-KEYS = ("title", "notes", "config", "words", "steps", "seeds", "budget_of", "sampling_steps", "sampler", "pictures",
-        "arms", "questions")  # fmt: skip
+KEYS = ("title", "notes", "config", "words", "steps", "seeds", "budget_of", "sampling_steps", "sampler", "lpips",
+        "pictures", "arms", "questions")  # fmt: skip
 
 
 def load_study(path: Path) -> Study:
@@ -108,6 +111,7 @@ def load_study(path: Path) -> Study:
             _words(path, given.get("words", [])),
             checks.whole_number("sampling_steps", given.get("sampling_steps", 4), 1),
             str(given.get("sampler", "ddpm")),
+            given.get("lpips"),
             {VALIDATION: "data/photographs/validation", **given.get("pictures", {})},
         )
     wanted = [name for each in study.questions for name in (each.first, each.second)]

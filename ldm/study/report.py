@@ -15,7 +15,7 @@ from ldm.evaluation.report import charts
 from ldm.evaluation.report.charts import Series, in_words
 from ldm.evaluation.report.statistics import CONFIDENCE, Interval, student_mean
 from ldm.study.plan import CONFIRM, VALIDATION, Question, Study
-from ldm.study.results import METRICS, STOPS, RunResult, read_json, read_results
+from ldm.study.results import METRICS, STOPS, RunResult, metrics_of, read_json, read_results
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _answers(study: Study, questions: Sequence[Question], part: str, results: Se
                     by_seed(results, question.first, stop, metric),
                     by_seed(results, question.second, stop, metric),
                 )
-                for metric in METRICS
+                for metric in metrics_of(study)
             ),
         )
         for question in questions
@@ -127,15 +127,15 @@ def _confirmed(study: Study, out: Path, asked: Sequence[str] | None) -> list[str
 def _content(study: Study, out: Path, results: Sequence[RunResult], answers: Sequence[Answer]) -> dict[str, Any]:
     """All figures, as plain values."""
     stops = [stop for stop in STOPS if any(stop in each.stops for each in results)]
-    seconds = read_json(out / "timing.json") or {}
+    seconds, metrics = read_json(out / "timing.json") or {}, metrics_of(study)
     arms = [
         {
             "arm": name,
             "stop": stop,
             "steps": _steps(results, name, stop),
             "seconds_per_step": seconds.get(name),
-            "seeds": len(by_seed(results, name, stop, next(iter(METRICS)))),
-            "means": {metric: student_mean([*by_seed(results, name, stop, metric).values()]) for metric in METRICS},
+            "seeds": len(by_seed(results, name, stop, next(iter(metrics)))),
+            "means": {metric: student_mean([*by_seed(results, name, stop, metric).values()]) for metric in metrics},
         }
         for stop in stops
         for name in study.arms
@@ -178,20 +178,21 @@ def _told_apart(answers: Sequence[Answer]) -> str:
 
 
 def _markdown(study: Study, content: Mapping[str, Any], answers: Sequence[Answer]) -> str:
-    lines = [f"# {study.title}", "", *_facts(study, content)]
+    lines, metrics = [f"# {study.title}", "", *_facts(study, content)], metrics_of(study)
+    labels = [metric.label for metric in metrics.values()]
     for stop in dict.fromkeys(row["stop"] for row in content["arms"]):
-        lines += ["", f"## Arms, {STOPS[stop]}", "", _row("arm", "seeds", "steps", "s/step", *_labels())]
-        lines += [_row(*["---"] * (4 + len(METRICS)))]
+        lines += ["", f"## Arms, {STOPS[stop]}", "", _row("arm", "seeds", "steps", "s/step", *labels)]
+        lines += [_row(*["---"] * (4 + len(metrics)))]
         for row in (row for row in content["arms"] if row["stop"] == stop and row["seeds"]):
-            cells = [_plus_minus(row["means"][metric], METRICS[metric].decimals, "") for metric in METRICS]
+            cells = [_plus_minus(row["means"][metric], metrics[metric].decimals, "") for metric in metrics]
             seconds = "" if row["seconds_per_step"] is None else f"{row['seconds_per_step']:.2f}"
             lines += [_row(row["arm"], row["seeds"], row["steps"], seconds, *cells)]
     for part in dict.fromkeys(answer.part for answer in answers):
-        lines += ["", f"## Differences on the {part} pictures", "", _row("question", "", *_labels())]
-        lines += [_row(*["---"] * (2 + len(METRICS)))]
+        lines += ["", f"## Differences on the {part} pictures", "", _row("question", "", *labels)]
+        lines += [_row(*["---"] * (2 + len(metrics)))]
         for answer in (answer for answer in answers if answer.part == part):
             cells = [
-                _plus_minus(e.interval, METRICS[e.metric].decimals, "+", mark=e.better) for e in answer.differences
+                _plus_minus(e.interval, metrics[e.metric].decimals, "+", mark=e.better) for e in answer.differences
             ]
             what = f"{answer.question.first} − {answer.question.second}, {STOPS[answer.stop]}"
             lines += [_row(answer.question.ask, what, *cells)]
@@ -206,10 +207,6 @@ def _facts(study: Study, content: Mapping[str, Any]) -> list[str]:
         f"{content['told_apart']}.",
     ]
     return [*lines, *([study.notes] if study.notes else [])]
-
-
-def _labels() -> list[str]:
-    return [metric.label for metric in METRICS.values()]
 
 
 def _row(*cells: object) -> str:
@@ -250,7 +247,7 @@ def _html(study: Study, content: Mapping[str, Any], results: Sequence[RunResult]
             study=study,
             facts=_facts(study, content),
             parts={part: [each for each in tables if each[0].part == part] for part in (VALIDATION, CONFIRM)},
-            metrics=METRICS,
+            metrics=metrics_of(study),
             arms={
                 STOPS[stop]: [row for row in content["arms"] if row["stop"] == stop and row["seeds"]]
                 for stop in dict.fromkeys(row["stop"] for row in content["arms"])

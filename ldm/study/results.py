@@ -31,7 +31,13 @@ METRICS = {
     "false_edges": Metric("false edges, share", 4, False),
     "gradient_error": Metric("gradient error, /255", 3, False),
     "gradient_strength": Metric("gradient strength, of the truth's", 3, None),
+    "lpips": Metric("LPIPS", 4, False),
 }
+
+
+def metrics_of(study: Study) -> dict[str, Metric]:
+    """Those that are measured in a study, by name."""
+    return {name: metric for name, metric in METRICS.items() if name != "lpips" or study.lpips}
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ def read_result(out: Path, part: str, study: Study, arm: Arm, seed: int) -> RunR
     if content["settings"] != json.loads(json.dumps(study.settings(arm))):
         raise UserError(f"{path} was made with other settings than {study.file} has now: choose another --out")
     stops = {stop: Evaluation(each["steps"], each["means"]) for stop, each in content["stops"].items()}
+    if any(not metrics_of(study).keys() <= each.means.keys() for each in stops.values()):
+        return None  # it was made before LPIPS was asked for
     losses = tuple((int(step), float(value)) for step, value in content["losses"])
     return RunResult(arm.name, seed, stops, losses, content["machine"])
 

@@ -12,6 +12,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from basicsr.utils.errors import UserError
@@ -40,6 +41,9 @@ class ShardedStrategy(DDPStrategy):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
         split_over_processes(split)
+        for name, parameter in self.lightning_module.named_parameters():
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
+                raise UserError(f"strategy fsdp: {name} is trained and cannot be split: use ddp")
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole tensors in the first process's memory; placeholders in the others', which save nothing."""

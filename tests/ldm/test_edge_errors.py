@@ -9,6 +9,7 @@ from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.edge_options import EdgeOptions
 
 WIDTH = 16
+FORMULAS = sorted(set(ERRORS) - {"adversarial"})  # that one has no closed form
 
 
 def step_at(column: int, height: float = 1.0) -> Tensor:
@@ -74,7 +75,7 @@ def test_windows_at_the_border_are_what_is_left_of_them() -> None:
     assert not error[..., :8].any()
 
 
-@pytest.mark.parametrize("kind", sorted(ERRORS))
+@pytest.mark.parametrize("kind", FORMULAS)
 def test_gradients_are_those_of_differences(kind: str) -> None:
     rng = torch.Generator().manual_seed(3)
     pred, gt = (torch.rand(1, 2, 9, 10, generator=rng, dtype=torch.float64) * 2 - 1 for _ in range(2))
@@ -82,7 +83,7 @@ def test_gradients_are_those_of_differences(kind: str) -> None:
     assert torch.autograd.gradcheck(lambda p: error(p, gt), [pred.requires_grad_()])
 
 
-@pytest.mark.parametrize("kind", sorted(ERRORS))
+@pytest.mark.parametrize("kind", FORMULAS)
 def test_a_perfect_prediction_has_no_gradient_and_nothing_undefined(kind: str) -> None:
     pred = step_at(8).requires_grad_()
     (gradient,) = torch.autograd.grad(ERRORS[kind]()(pred, step_at(8)).sum(), pred)

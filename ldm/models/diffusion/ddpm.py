@@ -50,6 +50,7 @@ MAY_BE_NEW: Mapping[str, Callable[[str], bool]] = {
     "SPADE": lambda key: ".spade." in key,
     "structure": lambda key: key.startswith("structcond_stage_model."),
     "EMA": lambda key: key.startswith("model_ema."),
+    "discriminator of edges": lambda key: key.startswith("edge_discriminator."),
 }
 
 
@@ -64,17 +65,15 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         edge: when, where, against what and how strongly: `EdgeOptions`. Flat, each key begins with `edge_`.
         edge_condition: an edge map for the time-aware encoder: `EdgeCondition`. An `in_channels` of 8 in
             structcond_stage_config turns it on as it is by default.
-        loss: the main loss: `TrainingLoss`. Its keys may stand flat, too.
-        compute: what makes a step cheaper: `Compute`. Its keys may stand flat, too.
+        loss, compute: the main loss, `TrainingLoss`, and what makes a step cheaper, `Compute`; flat keys do, too.
         ckpt_path, ignore_keys: weights to start from (of several the later ones win; null means random ones), and key
             prefixes to leave out.
         time_replace: how many of the `timesteps` steps to train on, evenly spaced; 1 is the last one.
-        parameterization: what the U-Net predicts: eps, v or x0.
+        parameterization, learning_rate: what the U-Net predicts, eps, v or x0; AdamW's.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
             unless `keep_text_encoder`. Its weights wait on the disk and are in every saved checkpoint.
         save_trainable_only: leave what is frozen out of checkpoints, which then need `ckpt_path`'s file beside them.
         use_ema: keep an exponential moving average of the U-Net, used for validation and sampling.
-        learning_rate: AdamW's.
 
     Published YAMLs carry more keys; `ldm.published` says what becomes of them.
 
@@ -159,6 +158,8 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         """Leave gradients to what stage 1 trains."""
         spades = [module for module in self.model.modules() if isinstance(module, SPADE)]
         self._trainable = [*([self.model] if unfrozen_diff else spades), self.structcond_stage_model]
+        self.edge_discriminator = self.edge_loss.discriminator if self.use_edge_loss else None
+        self._trainable += [] if self.edge_discriminator is None else [self.edge_discriminator]
         self.requires_grad_(False)
         for module in self._trainable:
             module.requires_grad_(True)

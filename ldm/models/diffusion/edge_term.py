@@ -92,6 +92,8 @@ class EdgeTerm:
         if "loss_edge" in parts:
             parts["edge_share"] = weight * loss / total
         parts = report.parts | parts | {"loss": total}
+        if "loss_discriminator" in parts:  # it has weights of its own to move, and Adam no use for a factor
+            total = total + parts["loss_discriminator"]
         return LossReport(total, {name: value.detach() for name, value in parts.items()})
 
     def _due(self, step: int) -> bool:
@@ -125,6 +127,8 @@ class EdgeTerm:
         with torch.autocast(pred_pm1.device.type, enabled=False):  # its filters are convolutions
             terms = self.loss(pred_pm1, truth_pm1, None if windows is None else windows.importance)
         parts = {"loss_edge": terms.loss, "edge_map_mse": terms.edge_map_mse}
+        if terms.discriminator is not None:
+            parts["loss_discriminator"] = terms.discriminator
         quarters = n.t_original * 4 // self.timesteps
         for quarter in sorted(set(quarters.tolist())):
             parts[f"loss_edge_t{quarter}"] = terms.by_sample[quarters == quarter].mean()

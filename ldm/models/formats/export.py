@@ -132,7 +132,7 @@ def chosen(weights: Weights, options: Options) -> dict[str, Tensor]:
         raise FieldError("ema", "is asked for, and the checkpoint holds no averages")
     for key in [key for key in state if averages and options.ema is not False and key.startswith("model.")]:
         state[key] = averages.get(f"model_ema.{key.removeprefix('model.').replace('.', '')}", state[key])
-    left_out = ("model_ema.", "loss.", *options.without)
+    left_out = ("model_ema.", "loss.", "edge_discriminator.", *options.without)
     trained = trained_part(weights.config)
     state = {
         key: value

@@ -27,7 +27,7 @@ PARTS: Mapping[str, Callable[[str], bool]] = {
     "CFW layers": lambda key: ".fusion_layer" in key,
     "autoencoder": lambda key: re.match(rf"({FIRST_STAGE})?((en|de)coder|(post_)?quant_conv)\.", key) is not None,
     "averages (EMA)": lambda key: key.startswith("model_ema."),
-    "discriminator": lambda key: key.startswith("loss."),
+    "discriminator": lambda key: key.startswith(("loss.", "edge_discriminator.")),
     "else": lambda _: True,
 }
 STABLE_DIFFUSION = ("U-Net", "autoencoder", "text encoder")

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from ldm.modules.losses.edge_adversarial import AdversarialError
 from ldm.modules.losses.edge_operators import image_gradients
 
 EPS = 1e-3  # where an error's own gradient would be undefined at 0
@@ -87,4 +88,5 @@ ERRORS: Mapping[str, type[PixelError]] = {
     "gradient": GradientDifference,
     "magnitude": GradientMagnitude,
     "energy": GradientEnergy,
+    "adversarial": AdversarialError,
 }

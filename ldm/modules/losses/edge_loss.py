@@ -3,22 +3,25 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from basicsr.utils.edge_utils import EdgeMapGenerator
+from ldm.modules.losses.edge_adversarial import AdversarialError
 from ldm.modules.losses.edge_errors import ERRORS
 from ldm.modules.losses.edge_operators import dilated, edges_01
 from ldm.modules.losses.edge_options import EdgeOptions
 
 
 class EdgeTerms(NamedTuple):
-    """`loss` carries the gradient; the others are for the eye alone: Canny has no gradient, and `by_sample` (B,) is
-    detached.
+    """`loss` carries the gradient; two are for the eye alone: Canny has no gradient, and `by_sample` (B,) is detached.
+
+    `discriminator` is what the error's discriminator is to lower, where it has one.
     """
 
     loss: Tensor
     edge_map_mse: Tensor
     by_sample: Tensor
+    discriminator: Tensor | None
 
 
 class EdgeLoss:
@@ -35,6 +38,11 @@ class EdgeLoss:
         self.options = options or EdgeOptions()
         self.error = ERRORS[self.options.loss_type]()
 
+    @property
+    def discriminator(self) -> nn.Module | None:
+        """The network that is to be trained beside, where the error has one."""
+        return self.error.discriminator if isinstance(self.error, AdversarialError) else None
+
     def __call__(self, pred_pm1: Tensor, gt_pm1: Tensor, importance: Tensor | None = None) -> EdgeTerms:
         """Both pictures (B, 3, H, W), nominally in [-1, 1], not clamped; the gradient flows to `pred_pm1` alone.
 
@@ -44,10 +52,14 @@ class EdgeLoss:
         with torch.no_grad():
             edges = self.edges(gt_pm1)
             edge_map_mse = (self.edges(pred_pm1) - edges).square().mean()
-        weighted = self.error(pred_pm1, gt_pm1) * self.weight_map(edges)
+        weights = self.weight_map(edges)
         if importance is not None:
-            weighted = weighted * importance.reshape(-1, 1, 1, 1)
-        return EdgeTerms(weighted.mean(), edge_map_mse, weighted.detach().mean(dim=(1, 2, 3)))
+            weights = weights * importance.reshape(-1, 1, 1, 1)
+        weighted = self.error(pred_pm1, gt_pm1) * weights
+        discriminator = None
+        if isinstance(self.error, AdversarialError):
+            discriminator = (self.error.discriminator_error(pred_pm1, gt_pm1) * weights).mean()
+        return EdgeTerms(weighted.mean(), edge_map_mse, weighted.detach().mean(dim=(1, 2, 3)), discriminator)
 
     def edges(self, images_pm1: Tensor) -> Tensor:
         """The operator's edges E of (B, 3, H, W): (B, 1, H, W) in [0, 1]."""

@@ -39,8 +39,8 @@ class EdgeOptions:
     dilate: r pixels make E its maximum over (2 r + 1) x (2 r + 1) pixels.
     base_weight: what a flat region weighs beside an edge's 1: with 0 nothing would hold it.
     normalize: `mean1` divides W by its mean over the picture (with `crop`, the window).
-    loss_type: error(p, g), see `ldm.modules.losses.edge_errors`: weighted_mse, charbonnier, gradient, magnitude or
-        energy.
+    loss_type: error(p, g), see `ldm.modules.losses.edge_errors`: weighted_mse, charbonnier, gradient, magnitude,
+        energy, or adversarial, whose discriminator learns beside and is part of the model and its checkpoints.
     grad_ratio_every: log w |G_edge| / |G_main| at the first step and at every that many; 0 never. It changes nothing
         else, and costs one more backward pass through the decoder. `auto` logs it at every step anyway.
     decoder_checkpoint: recompute the decoder's activations in the backward pass: slower, much less memory.
@@ -88,6 +88,11 @@ class EdgeOptions:
             checks.number("min_snr", self.min_snr, 0)
         if self.crop_by == "edges" and self.crop is None:
             raise FieldError("crop_by", "is 'edges' and there is no window: set edge_crop, such as 16")
+        if self.loss_type == "adversarial" and self.gated:
+            raise FieldError(
+                "loss_type",
+                "is 'adversarial', whose discriminator learns at every step: leave out edge_max_timestep, edge_min_snr",
+            )
 
     def warmup(self, step: int) -> float:
         """The factor of w at a step, counted from 0."""
