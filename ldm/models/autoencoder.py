@@ -168,7 +168,7 @@ class AutoencoderKLResi(AutoencoderKL):
         self.edge_loss_weight = checks.number("edge_loss_weight", edge_loss_weight, 0)
         self.edge_loss = EdgeLoss(EdgeMapGenerator(), EdgeOptions(loss_type=edge_loss_type))
         if self.edge_loss.discriminator is not None:
-            raise FieldError("edge_loss_type", "is 'adversarial': this stage's own discriminator sees to that")
+            raise FieldError("edge_loss_type", "is 'adversarial': this stage has its discriminator; choose magnitude")
         self.automatic_optimization = False
         self._accumulate = 1
         self._clip: float | None = None

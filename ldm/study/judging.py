@@ -1,6 +1,6 @@
 """What a trained model of a study is worth: metrics of the pictures it makes of frames that it was not trained on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,7 @@ def pooled(edges: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     return {"edge_f1": overlap.f1, "false_edges": 1 - overlap.precision}
 
 
-def metrics(
-    sr_01: Tensor, gt_01: Tensor, lpips: Callable[[Tensor, Tensor, int], float] | None = None
-) -> dict[str, float]:
+def metrics(sr_01: Tensor, gt_01: Tensor, lpips: Lpips | None = None) -> dict[str, float]:
     """Those of `ldm.study.results` that are means over frames, of a restored frame (3, H, W) in [0, 1]."""
     found = measure(sr_01, gt_01, BORDER)
     mine, true = (gradient_magnitude(luma(image)).mean() for image in (sr_01, gt_01))

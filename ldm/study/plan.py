@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from basicsr.utils import checks
-from basicsr.utils.errors import UserError, did_you_mean, fields_named
+from basicsr.utils.errors import FieldError, UserError, did_you_mean, fields_named
 
 VALIDATION, CONFIRM = "validation", "confirm"
 
@@ -39,7 +39,8 @@ class Study:
         title: a line. notes: what a reader must know.
         config: what all arms share, a file beside the YAML. words: overrides for all of them, as on a command line.
         steps: optimiser steps. seeds (5): 1, 2, …; an arm may have fewer or more: `{words: […], seeds: 8}`.
-        budget_of: the arm whose time all arms are given for the second comparison; null leaves that comparison out.
+        budget_of: the arm whose time all arms are given for the second comparison; null leaves that comparison out, as
+            the second stage, whose steps are not timed, must.
         sampling_steps (4), sampler (ddpm): how results are sampled.
         lpips: a file of AlexNet's weights, by which LPIPS is measured too (scripts/lpips_weights.py); null for none.
         pictures: folders `train`, `validation`, where arms are compared and chosen, and `confirm`, looked at once.
@@ -75,6 +76,7 @@ class Study:
             "steps": self.steps,
             "sampling": [self.sampling_steps, self.sampler],
             "budget_of": self.budget_of,
+            **({"lpips": Path(self.lpips).name} if self.lpips else {}),
         }
 
 
@@ -111,7 +113,7 @@ def load_study(path: Path) -> Study:
             _words(path, given.get("words", [])),
             checks.whole_number("sampling_steps", given.get("sampling_steps", 4), 1),
             str(given.get("sampler", "ddpm")),
-            given.get("lpips"),
+            _file(given.get("lpips")),
             {VALIDATION: "data/photographs/validation", **given.get("pictures", {})},
         )
     wanted = [name for each in study.questions for name in (each.first, each.second)]
@@ -119,6 +121,12 @@ def load_study(path: Path) -> Study:
         if name not in study.arms:
             raise UserError(f"{path}: {name!r} is not an arm{did_you_mean(name, list(study.arms))}")
     return study
+
+
+def _file(given: object) -> str | None:
+    if given is not None and not isinstance(given, str):
+        raise FieldError("lpips", f"is {given!r}: give a file of AlexNet's weights, or null")
+    return given
 
 
 def _arm(path: Path, name: str, block: object, seeds: int) -> Arm:

@@ -16,6 +16,7 @@ from basicsr.data.pair_pool import Pair
 from basicsr.utils.errors import UserError
 from ldm.config import Config, load_config
 from ldm.models.build import build_model
+from ldm.models.diffusion.ddpm import LatentDiffusionSRTextWT
 from ldm.study.judging import evaluate, pair_of, pictures_words
 from ldm.study.plan import CONFIRM, VALIDATION, Arm, Study
 from ldm.study.results import STEPS, TIME, Evaluation, RunResult, write_result
@@ -96,8 +97,10 @@ def measure_seconds(study: Study, arms: Sequence[Arm], rounds: int) -> dict[str,
 
 
 def _stepper(config: Config, pair: Pair, device: torch.device) -> Callable[[int], float]:
-    """Takes a training step and returns its seconds."""
+    """Takes a training step and returns its seconds. Raises UserError for the second stage."""
     model = build_model(config, learning_rate=config.get("model.base_learning_rate")).to(device)
+    if not isinstance(model, LatentDiffusionSRTextWT):
+        raise UserError("budget_of: steps of the second stage are not timed: set it to null")
     optimizer = model.configure_optimizers()
 
     def step(index: int) -> float:

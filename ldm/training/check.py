@@ -110,6 +110,10 @@ def contradictions(config: Config) -> Iterator[str]:
     if pools_latents(config) and config.get("model.params.random_size"):
         path = ("model", "params", "random_size")
         yield str(config.error(path, "does not go with pool: latents, whose pairs are all of one size"))
+    edge_errors = config.get("model.params.edge_loss_type"), config.get("model.params.edge.loss_type")
+    if "adversarial" in edge_errors and trainer.get("strategy") == "fsdp":
+        path = ("lightning", "trainer", "strategy")
+        yield str(config.error(path, "is fsdp, which cannot split edge_loss_type adversarial's discriminator: use ddp"))
 
 
 def without_effect(config: Config) -> Iterator[str]:

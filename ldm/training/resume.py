@@ -22,6 +22,8 @@ REFUSED: dict[KeyPath, str] = {
     ("model", "params", "use_ema"): STATE,
     ("model", "params", "unfrozen_diff"): STATE,
     ("model", "params", "logvar_init"): STATE,
+    ("model", "params", "edge_loss_type"): STATE,
+    ("model", "params", "edge", "loss_type"): STATE,
 }
 
 
@@ -36,6 +38,8 @@ def check_changes(saved: Config, config: Config) -> None:
         if path[-1] == "ckpt_path" and config.get("model.params.save_trainable_only"):
             continue  # the files are used, and their content is compared
         was, now = saved.get(".".join(path)), config.get(".".join(path))
+        if path[-1] in ("edge_loss_type", "loss_type") and "adversarial" not in (was, now):
+            continue  # formulas have no state
         if was != now:
             problem = f"cannot change from {was!r} to {now!r} when resuming: {why}; leave it, or start a new run with"
             lines.append(f"{config.error(path, problem)} model.params.ckpt_path=CHECKPOINT")

@@ -43,7 +43,8 @@ class ShardedStrategy(DDPStrategy):
         split_over_processes(split)
         for name, parameter in self.lightning_module.named_parameters():
             if parameter.requires_grad and not isinstance(parameter, DTensor):
-                raise UserError(f"strategy fsdp: {name} is trained and cannot be split: use ddp")
+                hint = " (edge_loss_type: adversarial)" if name.startswith("edge_discriminator.") else ""
+                raise UserError(f"strategy fsdp: {name} is trained and cannot be split{hint}: use ddp")
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole tensors in the first process's memory; placeholders in the others', which save nothing."""

@@ -19,6 +19,8 @@ from basicsr.data.pair_pool import Pair
 from basicsr.utils.errors import UserError
 from basicsr.utils.rng import torch_rng
 from ldm.models.autoencoder import AutoencoderKL, AutoencoderKLResi
+from ldm.modules.losses.edge_loss import EdgeLoss
+from ldm.modules.losses.edge_options import EdgeOptions
 from ldm.training.callbacks.skip_not_finite import SkipNotFinite
 
 DDCONFIG = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "resolution": 32, "norm_groups": 4}
@@ -265,6 +267,12 @@ def test_the_edge_loss_joins(tmp_path: Path) -> None:
     total = logged["train/nll_loss"] + adversarial + 2 * logged["train/loss_edge"]
     assert logged["train/total_loss"] == pytest.approx(total, rel=1e-5)
     assert logged["train/loss_edge"] > 0
+    decoded_pm1, pair = model.reconstruct(latent_pair(0))[0].detach(), latent_pair(0)
+    for kind in ("weighted_mse", "magnitude"):
+        found = cfw(edge_loss_weight=2.0, edge_loss_type=kind).edge_loss(decoded_pm1, pair.gt_pm1).loss
+        assert found == EdgeLoss(options=EdgeOptions(loss_type=kind))(decoded_pm1, pair.gt_pm1).loss
+    with pytest.raises(UserError, match="edge_loss_type is 'adversarial': this stage has its discriminator"):
+        cfw(edge_loss_weight=2.0, edge_loss_type="adversarial")
 
 
 def test_the_true_latent_can_stand_in() -> None:

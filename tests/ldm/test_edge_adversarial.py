@@ -5,15 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from reference.models import gradients, losses, stage1
+from reference.models import gradients, losses, pair, stage1
 from safetensors.torch import load_file
 from tiny_run import write_tiny_model, write_tiny_run
 from torch import Tensor
 from torch.nn.functional import interpolate, softplus
 
 from basicsr.utils.errors import FieldError
+from ldm.config import load_config
+from ldm.entry import main as stablesr_edge
 from ldm.exchange.export_cli import main as export
 from ldm.inference import cli as upscaling
+from ldm.models.build import build_model
 from ldm.modules.losses.edge_adversarial import AdversarialError
 from ldm.modules.losses.edge_loss import EdgeLoss
 from ldm.modules.losses.edge_options import EdgeOptions
@@ -82,16 +85,32 @@ def test_a_step_moves_the_discriminator_as_its_own_loss_says(weight: float | str
     network = model.edge_discriminator
     assert network is not None
     moved = [gradient.clone() for gradient in gradients(network)]
-    model.zero_grad()
-    _, again = losses(model, T)  # the same step; its D's loss alone, whatever the weight is
-    assert again["train/loss_discriminator"] == parts["loss_discriminator"]
-    plain = stage1(parameterization="v", edge_loss_weight=0.5, edge_loss_type="adversarial")
-    plain.load_state_dict(model.state_dict())
-    losses(plain, T)[0].backward()
-    assert plain.edge_discriminator is not None
-    for one, other in zip(moved, gradients(plain.edge_discriminator), strict=True):
+    strong = stage1(parameterization="v", edge_loss_weight=5.0, edge_loss_type="adversarial")
+    strong.load_state_dict(model.state_dict())
+    losses(strong, T)[0].backward()
+    assert strong.edge_discriminator is not None
+    for one, other in zip(moved, gradients(strong.edge_discriminator), strict=True):  # whatever the weight is
         torch.testing.assert_close(one, other)
     assert any(float(gradient.abs().max()) > 0 for gradient in moved)
+
+
+@torch.no_grad()
+def test_looking_changes_nothing_and_measures_what_does_not_learn() -> None:
+    model = stage1(parameterization="v", edge_loss_weight=0.5, edge_loss_type="adversarial")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert model.edge_loss(*pictures()).discriminator is None
+    measured = model.edge_probe(pair())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    plain = stage1(parameterization="v", edge_loss_weight=0.5)
+    plain.load_state_dict({name: value for name, value in before.items() if name in plain.state_dict()})
+    assert measured == plain.edge_probe(pair())
+
+
+def test_what_is_too_small_for_a_patch_is_told() -> None:
+    loss = EdgeLoss(options=EdgeOptions(loss_type="adversarial"))
+    loss(*(each[..., :12, :12] for each in pictures()))
+    with pytest.raises(FieldError, match="12 pixels or more, and these have 11: set a larger edge_crop"):
+        loss(*(each[..., :11] for each in pictures()))
 
 
 def test_no_edge_loss_no_discriminator_and_no_gate_with_it() -> None:
@@ -99,6 +118,30 @@ def test_no_edge_loss_no_discriminator_and_no_gate_with_it() -> None:
     assert stage1(edge_loss_weight=0.5).edge_discriminator is None
     with pytest.raises(FieldError, match="edge_loss_type.*'adversarial'.*leave out edge_max_timestep"):
         EdgeOptions(loss_type="adversarial", max_timestep=100)
+
+
+def test_a_checkpoint_without_frozen_parts_is_whole_also_without_the_discriminator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_run(tmp_path)
+    write_tiny_model(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    params = ["ckpt_path=model.ckpt", "edge_loss_type=adversarial", "save_trainable_only=true", "unfrozen_diff=false"]
+    own = [f"model.params.{word}" for word in params]
+    words = ["--base", "tiny.yaml", "--logger", "csv", "lightning.callbacks=null", *own]
+    assert main([*words, "-n", "small", "--max_steps", "1"]) == 0
+    (run,) = Path("logs").glob("*_small")
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    config = load_config(["tiny.yaml"], own)
+    for left_out in ("nothing", "edge_discriminator."):
+        held = {name: value for name, value in saved.items() if not name.startswith(left_out)}
+        torch.save({"state_dict": held}, "trained.ckpt")
+        state = build_model(config, ckpt="trained.ckpt").state_dict()
+        assert all(torch.equal(state[name], value) for name, value in held.items() if name in state)
+        assert sum(name in state for name in held) == len(held) - 1  # all but the digest of what is frozen
+    capsys.readouterr()
+    assert main([*words, "--check", "lightning.trainer.strategy=fsdp"]) == 2
+    assert "is fsdp, which cannot split edge_loss_type adversarial's discriminator: use ddp" in capsys.readouterr().out
 
 
 def test_a_run_with_it_goes_on_and_its_weights_serve_without_it(
@@ -119,6 +162,9 @@ def test_a_run_with_it_goes_on_and_its_weights_serve_without_it(
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     own = [key for key in one if key.startswith("edge_discriminator.")]
     assert own and "loss_discriminator" in (straight / "metrics.csv").read_text().splitlines()[0]
+    capsys.readouterr()
+    assert stablesr_edge(["inspect", str(straight / "checkpoints/last.ckpt")]) == 0
+    assert "discriminator" in capsys.readouterr().out
     picture = ["--input", "pictures/0.png", "--steps", "1", "--upscale", "1"]
     assert upscaling.main(["--ckpt", str(straight / "checkpoints/last.ckpt"), *picture]) == 0
     assert export([str(straight / "checkpoints/last.ckpt"), "out.safetensors"]) == 0

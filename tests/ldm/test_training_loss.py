@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference.models import latents, losses, stage1
+from reference.models import latents, losses, pair, stage1
 from reference.parity import noise, relative_error
 from torch import Tensor
 
@@ -104,3 +104,32 @@ def test_l1_takes_the_absolute_error() -> None:
     assert float(total) == pytest.approx(float(error.abs().mean()), rel=1e-6)
     with pytest.raises(UserError, match="loss_type is 'huber'; choose l2"):
         toy(loss_type="huber")
+
+
+def test_a_share_of_the_draws_is_of_the_last_step() -> None:
+    def drawn(share: float, training: bool = True) -> Tensor:
+        rng = torch.Generator().manual_seed(5)
+        return TrainingLoss(last_step_share=share).draw_steps(10, 4000, rng, training=training)
+
+    plain = torch.randint(10, (4000,), generator=torch.Generator().manual_seed(5))
+    assert torch.equal(drawn(0), plain) and (drawn(1) == 9).all() and torch.equal(drawn(1, training=False), plain)
+    some = drawn(0.4)
+    assert float((some == 9).float().mean()) == pytest.approx(0.4 + 0.6 * 0.1, abs=0.03)
+    assert all(float((some == step).float().mean()) == pytest.approx(0.06, abs=0.02) for step in range(9))
+    with pytest.raises(UserError, match="last_step_share is 1.5"):
+        TrainingLoss(last_step_share=1.5)
+
+
+def test_a_model_trains_on_the_steps_that_its_share_says_and_validates_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, p_losses = stage1(parameterization="v", last_step_share=1), LatentDiffusionSRTextWT.p_losses
+    seen: list[list[int]] = []
+
+    def noted(*args: Any, **rest: Any) -> Any:
+        seen.append(args[3].tolist())
+        return p_losses(model, *args, **rest)
+
+    monkeypatch.setattr(model, "p_losses", noted)
+    for training in (True, False):
+        model.train(training)
+        model._step(pair(batch=4), torch.Generator().manual_seed(1))
+    assert seen[0] == [999] * 4 and max(seen[1]) < 999

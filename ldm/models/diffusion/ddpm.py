@@ -65,11 +65,11 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         edge: when, where, against what and how strongly: `EdgeOptions`. Flat, each key begins with `edge_`.
         edge_condition: an edge map for the time-aware encoder: `EdgeCondition`. An `in_channels` of 8 in
             structcond_stage_config turns it on as it is by default.
-        loss, compute: the main loss, `TrainingLoss`, and what makes a step cheaper, `Compute`; flat keys do, too.
+        loss, compute: blocks of options whose keys may stand flat, too: `TrainingLoss`, and `Compute`, cheaper steps.
         ckpt_path, ignore_keys: weights to start from (of several the later ones win; null means random ones), and key
             prefixes to leave out.
         time_replace: how many of the `timesteps` steps to train on, evenly spaced; 1 is the last one.
-        parameterization, learning_rate: what the U-Net predicts, eps, v or x0; AdamW's.
+        parameterization: what the U-Net predicts: eps, v or x0. learning_rate: AdamW's.
         prompt, keep_text_encoder: the text of every training picture; the text tower is let go once it is encoded,
             unless `keep_text_encoder`. Its weights wait on the disk and are in every saved checkpoint.
         save_trainable_only: leave what is frozen out of checkpoints, which then need `ckpt_path`'s file beside them.
@@ -157,9 +157,9 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
     def _freeze(self, unfrozen_diff: bool) -> None:
         """Leave gradients to what stage 1 trains."""
         spades = [module for module in self.model.modules() if isinstance(module, SPADE)]
-        self._trainable = [*([self.model] if unfrozen_diff else spades), self.structcond_stage_model]
         self.edge_discriminator = self.edge_loss.discriminator if self.use_edge_loss else None
-        self._trainable += [] if self.edge_discriminator is None else [self.edge_discriminator]
+        trained = [*([self.model] if unfrozen_diff else spades), self.structcond_stage_model, self.edge_discriminator]
+        self._trainable = [network for network in trained if network is not None]
         self.requires_grad_(False)
         for module in self._trainable:
             module.requires_grad_(True)
@@ -297,7 +297,7 @@ class LatentDiffusionSRTextWT(Looking, pl.LightningModule):
         if self.training:
             encoded = self.latent_pool.draw(encoded)
         count = len(encoded)
-        t = torch.randint(len(self.original_timesteps), (count,), generator=rng, device=self.device)
+        t = self.training_loss.draw_steps(len(self.original_timesteps), count, rng, training=self.training)
         t_original = self.original_timesteps[t]
         noise = torch.randn(encoded.z_gt.shape, generator=rng, device=self.device)
         structure = self.structcond_stage_model(encoded.z_struct, t_original)

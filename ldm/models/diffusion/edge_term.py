@@ -26,6 +26,9 @@ NOT_AT_EVERY_STEP = (
 class EdgeTerm:
     """total = main + w loss_edge; the formulas are in `EdgeOptions`.
 
+    Where loss_edge has a discriminator, what is minimised has that one's loss in it besides, which moves nothing else;
+    the total that is logged has not.
+
     Args:
         weight: w before warm-up, or the fraction of the main loss's gradient that it is to bring about.
         loss: the criterion, with the options.
@@ -92,7 +95,7 @@ class EdgeTerm:
         if "loss_edge" in parts:
             parts["edge_share"] = weight * loss / total
         parts = report.parts | parts | {"loss": total}
-        if "loss_discriminator" in parts:  # it has weights of its own to move, and Adam no use for a factor
+        if "loss_discriminator" in parts:
             total = total + parts["loss_discriminator"]
         return LossReport(total, {name: value.detach() for name, value in parts.items()})
 
@@ -124,8 +127,7 @@ class EdgeTerm:
         if windows is not None:
             z_pred, z_gt = windows.cut(z_pred), windows.cut(z_gt)
         pred_pm1, truth_pm1 = self._pictures(z_pred, z_gt, gt_pm1, windows)
-        with torch.autocast(pred_pm1.device.type, enabled=False):  # its filters are convolutions
-            terms = self.loss(pred_pm1, truth_pm1, None if windows is None else windows.importance)
+        terms = self.loss(pred_pm1, truth_pm1, None if windows is None else windows.importance)
         parts = {"loss_edge": terms.loss, "edge_map_mse": terms.edge_map_mse}
         if terms.discriminator is not None:
             parts["loss_discriminator"] = terms.discriminator

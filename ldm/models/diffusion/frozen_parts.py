@@ -69,13 +69,16 @@ def content_of(parts: StateDict) -> Tensor:
 def put_back(state: StateDict, own: StateDict, file: str) -> StateDict:
     """A saved state with what was left out of it from a model built with the files that its training began with.
 
+    A discriminator of edges, which exported files lack, is the model's own, too.
+
     Raises:
         UserError: the model's parts are not the ones that were left out.
     """
     if FROZEN not in state:
         return state
     missing = {name: value for name, value in own.items() if name not in state}
-    if not torch.equal(content_of(missing), state[FROZEN].cpu()):
+    frozen = {name: value for name, value in missing.items() if not name.startswith("edge_discriminator.")}
+    if not torch.equal(content_of(frozen), state[FROZEN].cpu()):
         raise UserError(
             f"{file} leaves out the frozen parts (save_trainable_only), and those in the config's ckpt_path files are "
             "others: set model.params.ckpt_path, and the autoencoder's, to the files that the training began with"

@@ -71,13 +71,16 @@ class Looking(ForkApi):
 
     @torch.no_grad()
     def edge_probe(self, pair: Pair) -> dict[str, float]:
-        """The edge loss's terms on a pair, averaged over four fixed timesteps with fixed noise, whatever its weight."""
+        """The edge loss's terms on a pair, averaged over four fixed timesteps with fixed noise, whatever its weight.
+
+        An adversarial error is replaced by the squared one: see `EdgeLoss.as_a_measure`.
+        """
         rng = torch_rng(pair.gt_pm1.device, "edge probe")
         latents = self.encode(pair, rng)
-        gt_pm1 = self.first_stage.decode(latents.z_gt)
+        gt_pm1, measure = self.first_stage.decode(latents.z_gt), self.edge_term.loss.as_a_measure()
         with self.ema_scope():
             terms = [
-                self.edge_term.loss(self.first_stage.decode(self.predict_x0(latents, step, rng)), gt_pm1)
+                measure(self.first_stage.decode(self.predict_x0(latents, step, rng)), gt_pm1)
                 for step in self._fixed_steps()
             ]
         return {

@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from basicsr.utils import checks
 from basicsr.utils.errors import FieldError
 from ldm.models.diffusion.process import Noised, Process
 
@@ -24,18 +26,30 @@ class TrainingLoss:
     loss_simple is the squared (`l2`) or absolute (`l1`) error of the U-Net's output per sample (Ho et al. 2020,
     equation 14); logvar is the fixed output variance `logvar_init` of published configs (Nichol & Dhariwal 2021).
 
+    last_step_share: of training's draws, this share is of the last step, beside those that fall on it anyway, 1 / T of
+        all with T steps. It is the only step that a sampling in one step sees.
+
     Raises:
-        FieldError: another `loss_type`.
+        FieldError: another `loss_type`, or a share outside [0, 1].
     """
 
     loss_type: str = "l2"
     l_simple_weight: float = 1.0
     original_elbo_weight: float = 0.0
     logvar_init: float = 0.0
+    last_step_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.loss_type not in ("l1", "l2"):
             raise FieldError("loss_type", f"is {self.loss_type!r}; choose l2 (published) or l1")
+        checks.probability("last_step_share", self.last_step_share)
+
+    def draw_steps(self, steps: int, count: int, rng: torch.Generator, *, training: bool) -> Tensor:
+        """The steps t (count,) of a batch, 0 to `steps` - 1: uniform, but for `last_step_share` in training."""
+        t = torch.randint(steps, (count,), generator=rng, device=rng.device)
+        if training and self.last_step_share:
+            t[torch.rand(count, generator=rng, device=rng.device) < self.last_step_share] = steps - 1
+        return t
 
     def __call__(self, process: Process, n: Noised, output: Tensor) -> LossReport:
         """Of the U-Net's output (B, 4, h, w) for one draw."""

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, softplus
 
+from basicsr.utils.errors import FieldError
 from ldm.modules.losses.adversarial import PatchDiscriminator
 
 LAYERS = 2  # of stride 2: a logit looks at 34 x 34 pixels
+SMALLEST = 12  # pixels of a side that leave a logit
 
 
 class AdversarialError(nn.Module):
@@ -22,8 +24,18 @@ class AdversarialError(nn.Module):
         self.discriminator = PatchDiscriminator(layers=LAYERS)
 
     def forward(self, pred_pm1: Tensor, gt_pm1: Tensor) -> Tensor:
-        """As `PixelError`, each patch's error spread over its pixels; the gradient reaches `pred_pm1`, not D."""
-        fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        """As `PixelError`, each patch's error spread over its pixels; the gradient reaches `pred_pm1`, D stays as is.
+
+        Raises:
+            FieldError: the pictures are too small for a patch.
+        """
+        if min(pred_pm1.shape[-2:]) < SMALLEST:
+            raise FieldError(
+                "edge_loss_type",
+                f"is 'adversarial', whose discriminator looks at pictures of {SMALLEST} pixels or more, and these have "
+                f"{min(pred_pm1.shape[-2:])}: set a larger edge_crop, or none",
+            )
+        fixed = {name: value.detach().clone() for name, value in self.discriminator.state_dict().items()}
         return self._spread(softplus(-torch.func.functional_call(self.discriminator, fixed, pred_pm1)), pred_pm1)
 
     def discriminator_error(self, pred_pm1: Tensor, gt_pm1: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The edge loss: pixel error, weighted where the true picture has edges."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -44,11 +45,15 @@ class EdgeLoss:
         return self.error.discriminator if isinstance(self.error, AdversarialError) else None
 
     def __call__(self, pred_pm1: Tensor, gt_pm1: Tensor, importance: Tensor | None = None) -> EdgeTerms:
-        """Both pictures (B, 3, H, W), nominally in [-1, 1], not clamped; the gradient flows to `pred_pm1` alone.
+        """Both pictures (B, 3, H, W), nominally in [-1, 1], not clamped; the loss's gradient flows to `pred_pm1` alone.
 
-        importance (B,) multiplies each sample's loss. Computed in float32, whatever precision the decoder ran in.
+        importance (B,) multiplies each sample's loss. Computed in float32, whatever precision the decoder ran in. The
+        discriminator's loss is left out where there is no gradient.
         """
-        pred_pm1, gt_pm1 = pred_pm1.float(), gt_pm1.detach().float()
+        with torch.autocast(pred_pm1.device.type, enabled=False):  # filters are convolutions
+            return self._terms(pred_pm1.float(), gt_pm1.detach().float(), importance)
+
+    def _terms(self, pred_pm1: Tensor, gt_pm1: Tensor, importance: Tensor | None) -> EdgeTerms:
         with torch.no_grad():
             edges = self.edges(gt_pm1)
             edge_map_mse = (self.edges(pred_pm1) - edges).square().mean()
@@ -57,9 +62,15 @@ class EdgeLoss:
             weights = weights * importance.reshape(-1, 1, 1, 1)
         weighted = self.error(pred_pm1, gt_pm1) * weights
         discriminator = None
-        if isinstance(self.error, AdversarialError):
+        if isinstance(self.error, AdversarialError) and torch.is_grad_enabled():
             discriminator = (self.error.discriminator_error(pred_pm1, gt_pm1) * weights).mean()
         return EdgeTerms(weighted.mean(), edge_map_mse, weighted.detach().mean(dim=(1, 2, 3)), discriminator)
+
+    def as_a_measure(self) -> "EdgeLoss":
+        """Itself, or with the squared error where a discriminator, which learns, measures otherwise at every step."""
+        if self.discriminator is None:
+            return self
+        return EdgeLoss(self.generator, replace(self.options, loss_type="weighted_mse"))
 
     def edges(self, images_pm1: Tensor) -> Tensor:
         """The operator's edges E of (B, 3, H, W): (B, 1, H, W) in [0, 1]."""

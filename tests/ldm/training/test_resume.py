@@ -47,6 +47,7 @@ def test_the_learning_rate_that_is_given_is_used(here: Path, capsys: pytest.Capt
         "model.params.linear_end=0.02",
         "model.params.parameterization=eps",
         "model.params.use_ema=true",
+        "model.params.edge_loss_type=adversarial",
         "model.params.first_stage_config.params.ckpt_path=tiny.yaml",
     ],
 )
