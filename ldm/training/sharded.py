@@ -29,6 +29,7 @@ class ShardedStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Called by Lightning once the model is on its device, before the optimisers are built."""
+        assert self.lightning_module is not None
         split_over_processes = getattr(self.lightning_module, "split_over_processes", None)
         if split_over_processes is None:
             raise UserError(f"strategy fsdp: {type(self.lightning_module).__name__} cannot be split: use ddp")
