@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 FRAMES = (1, 2)  # seeds of crop and degradation: so many frames of each photograph
 SIDE = 192  # pixels of a frame
-BORDER, STEPS = 4, 4  # pixels that are not measured; sampling steps
+BORDER = 4  # pixels that are not measured
 METRICS = {"loss_edge": ("loss_edge", 5, False), "edge_f1": ("edge F1", 3, True), "psnr_y": ("PSNR, dB", 2, True)}
 CURVES = {
     "the edge loss on a fixed batch of held-out frames": "val/loss_edge_fixed",
@@ -99,12 +99,17 @@ def judge(config: Config, pairs: Sequence[Pair], name: str) -> Judged:
     pictures: list[Tensor] = []
     scores: list[dict[str, float]] = []
     for pair in tqdm(pairs, desc=f"held-out frames, {name}"):
-        samples_01 = restored_01(model, pair, Sampling(STEPS), torch_rng("cpu", "demo"))
+        samples_01 = restored_01(model, pair, Sampling(steps_of(config)), torch_rng("cpu", "demo"))
         for index, (mine, gt) in enumerate(zip(samples_01, from_pm1(pair.gt_pm1), strict=True)):
             found = measure(mine, gt, BORDER) | model.edge_probe(pair[index : index + 1])
             scores.append({key: found[key] for key in METRICS})
             pictures.append(mine)
     return Judged(pictures, scores)
+
+
+def steps_of(config: Config) -> int:
+    """In how many steps to sample: as many as are trained on, 4 where all are."""
+    return int(config.get("model.params.time_replace") or 4)
 
 
 def photographs(pairs: Sequence[Pair]) -> list[str]:
@@ -158,7 +163,7 @@ def page(
         .render(
             verdict=verdict(config, changes, len(set(photographs(pairs)))),
             weight=config.get("model.params.edge_loss_weight"),
-            steps=STEPS,
+            steps=steps_of(config),
             pictures=_slider(pairs, before, after),
             rows=[(each, _bar(each), in_words(each.difference, each.decimals, "+")) for each in changes],
             plots={label: plot for label, key in CURVES.items() if (plot := _plot(rows, key))},
