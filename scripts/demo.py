@@ -2,7 +2,7 @@
 
     python scripts/demo_photos.py && python scripts/demo.py [key.path=value ...]
 
-Three minutes on two cores. It ends with a page: before and after on photographs that are never trained on, the losses,
+A minute or two on two cores. It ends with a page: before and after on photographs that are never trained on, the losses,
 and whether the change is outside chance. Words override configs/demo/finetune.yaml.
 """
 
