@@ -2,8 +2,8 @@
 
     python scripts/demo_photos.py && python scripts/demo.py [key.path=value ...]
 
-A minute or two on two cores. It ends with a page: before and after on photographs that are never trained on, the losses,
-and whether the change is outside chance. Words override configs/demo/finetune.yaml.
+A minute or two on two cores. It ends with a page: before and after on photographs that are never trained on, the
+losses, and whether the change is outside chance. Words override configs/demo/finetune.yaml.
 """
 
 import sys
